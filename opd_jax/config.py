@@ -1,0 +1,322 @@
+"""What a run is: frozen, checked dataclasses, made from the ConfigDict of a config file.
+
+A config file holds `get_config(arg="")`, starts from `defaults()` and changes what it needs. Every field of a run is
+declared here once, with its default and its meaning; an unknown field is an error that names the nearest known one.
+Lengths are in tokens, `every` in optimizer steps.
+"""
+
+import dataclasses
+import typing
+from typing import Any
+
+import ml_collections
+
+from opd_jax import horizon as horizons
+from opd_jax.errors import InputError, nearest
+
+DTYPES = ("float32", "bfloat16")
+DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "sampled")
+SCHEDULES = ("constant", "cosine", "linear")
+HORIZONS = ("full", "truncated", "progressive")
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+  path: str = ""  # Hugging Face folder, hub id `org/name@revision`, or `arithmetic:...` (made on first use)
+  dtype: str = "float32"  # of the computation; the master weights are float32 always
+  remat: bool = False  # recompute each layer in the backward pass: less memory, a third more arithmetic
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  path: str = ""
+  dtype: str = "float32"  # of its weights and its computation
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  path: str = ""  # JSONL, parquet or a prepared TFDS folder
+  prompt_field: str = "prompt"  # dotted path to a string or a list of chat messages
+  answer_field: str = ""  # dotted path to the reference answer; "" for none (training needs none)
+  chat: bool = True  # a plain-string prompt becomes a user message where the tokenizer has a chat template
+  limit: int = 0  # read at most this many prompts; 0 for all
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+  prompts_per_step: int = 32
+  samples_per_prompt: int = 1  # completions of each prompt; they share one prefill
+  max_prompt: int = 256  # tokens; longer prompts are dropped and counted
+  temperature: float = 1.0  # of sampling
+  top_p: float = 1.0
+  top_k: int = 0  # 0: off
+
+
+@dataclasses.dataclass(frozen=True)
+class HorizonConfig:
+  kind: str = "full"  # full (OPD), truncated (TOPD), progressive (POPD)
+  max: int = 128  # T: new tokens of a full rollout and of every evaluation
+  rho: float = 0.25  # truncated: the share of T
+  start: int = 16  # progressive: H = min(T, start + increment * floor(step / every))
+  increment: int = 16
+  every: int = 10
+  buckets: str | tuple[int, ...] = "powers_of_two"  # or the rungs themselves: (64, 128)
+
+  def ladder(self) -> tuple[int, ...]:
+    return horizons.powers_of_two(self.max) if self.buckets == "powers_of_two" else self.buckets
+
+  def build(self) -> horizons.Horizon:
+    if self.kind == "truncated":
+      return horizons.truncated(self.max, self.rho)
+    if self.kind == "progressive":
+      return horizons.progressive(self.max, self.start, self.increment, self.every)
+    return horizons.full(self.max)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  kind: str = "reverse_kl"  # KL(student||teacher); forward_kl, jsd, or sampled (the papers' OPD baseline)
+  beta: float = 0.5  # jsd: beta KL(teacher||M) + (1 - beta) KL(student||M)
+  temperature: float = 1.0  # divides the logits of both models in the loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  learning_rate: float = 1e-5
+  schedule: str = "constant"  # after the warm-up: constant, cosine or linear down to zero at the last step
+  warmup_steps: int = 0
+  weight_decay: float = 0.0
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  clip: float = 1.0  # global norm of the gradient; 0: off
+  micro_batches: int = 1  # gradient accumulation: the rows of a step are scored in this many parts
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  data: int = 1
+  fsdp: int = -1  # -1: the rest of the devices
+  tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  every: int = 100  # steps; the last step is always saved
+  keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+  path: str = ""  # prompts with answers; "": no evaluation
+  prompt_field: str = "prompt"
+  answer_field: str = "answer"
+  grader: str = "exact"  # exact, gsm8k, math, choice
+  prompts: int = 0  # evaluate at most this many; 0 for all
+  batch: int = 64  # prompts a batch
+  every: int = 0  # steps; 0: only at the end
+  baseline: bool = True  # also before the first step: the student as it came, and the teacher as the ceiling
+  greedy: bool = True
+  samples: int = 0  # avg@k: this many sampled completions a prompt; 0: greedy alone
+  temperature: float = 1.0  # of those samples
+  top_p: float = 1.0
+  top_k: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+  every: int = 10  # steps between two lines of a log; on a terminal a bar follows every step
+  samples: int = 4  # completions an evaluation writes to samples.jsonl
+  tensorboard: bool = True
+  fail_on_unplanned_compile: bool = False  # an XLA compile outside the table after the first step is an error
+  profile: bool = False  # trace steps 3 to 5 into WORKDIR/profile
+
+
+@dataclasses.dataclass(frozen=True)
+class Debug:
+  nans: bool = False  # jax_debug_nans: stop at the first operation that makes a NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  seed: int = 0
+  steps: int = 100
+  student: Student = Student()
+  teacher: Teacher = Teacher()
+  data: Data = Data()
+  rollout: Rollout = Rollout()
+  horizon: HorizonConfig = HorizonConfig()
+  objective: Objective = Objective()
+  optimizer: Optimizer = Optimizer()
+  mesh: MeshConfig = MeshConfig()
+  checkpoint: Checkpoint = Checkpoint()
+  eval: Eval = Eval()
+  log: Log = Log()
+  debug: Debug = Debug()
+
+  @property
+  def rows(self) -> int:
+    """Completions of one step."""
+    return self.rollout.prompts_per_step * self.rollout.samples_per_prompt
+
+  def bucket(self, H: int) -> int:
+    return horizons.bucket_for(H, self.horizon.ladder())
+
+
+def defaults() -> ml_collections.ConfigDict:
+  """All fields with their defaults, as a ConfigDict for a config file to change."""
+  values = ml_collections.ConfigDict(dataclasses.asdict(Config()))
+  # A ConfigDict keeps a field to the type of its first value; this one takes a name or a tuple of rungs.
+  values.horizon.buckets = ml_collections.FieldReference(values.horizon.buckets, field_type=object)
+  return values
+
+
+def from_config_dict(values: ml_collections.ConfigDict | dict, *, check: bool = True) -> Config:
+  """The Config of a ConfigDict that may leave fields out.
+
+  Raises InputError for an unknown field (nearest named), a wrong type, or, under `check`, values that do not go
+  together.
+  """
+  config = _section(Config, values, "")
+  if check:
+    _check(config)
+  return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+  """Plain nested dict of JSON values, the inverse of `from_config_dict`."""
+  plain = dataclasses.asdict(config)
+  if not isinstance(config.horizon.buckets, str):
+    plain["horizon"]["buckets"] = list(config.horizon.buckets)
+  return plain
+
+
+def differences(old: dict, new: dict, where: str = "") -> list[str]:
+  """Dotted names of the fields in which two nested dicts differ."""
+  names = []
+  for key in {**old, **new}:
+    a, b = old.get(key), new.get(key)
+    if isinstance(a, dict) and isinstance(b, dict):
+      names += differences(a, b, f"{where}{key}.")
+    elif a != b:
+      names.append(f"{where}{key}")
+  return names
+
+
+def _section(cls, values, where: str):
+  if not isinstance(values, ml_collections.ConfigDict | dict):
+    raise InputError(f"config.{where.rstrip('.')} is {values!r}: it must be a section of fields")
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  hints = typing.get_type_hints(cls)
+  for name in values:
+    if name not in fields:
+      raise InputError(f"unknown config field `{where}{name}`{nearest(name, fields)}; known: {', '.join(fields)}")
+  made = {}
+  for name in fields:
+    if name not in values:
+      continue
+    value, hint = values[name], hints[name]
+    made[name] = (
+      _section(hint, value, f"{where}{name}.") if dataclasses.is_dataclass(hint) else _typed(value, hint, where + name)
+    )
+  return cls(**made)
+
+
+def _typed(value, hint, name: str):
+  """`value` as `hint` wants it, or InputError. An int serves for a float; nothing else is converted."""
+  if name == "horizon.buckets":
+    return _buckets(value)
+  if hint is float and type(value) is int:
+    return float(value)
+  if type(value) is not hint:
+    raise InputError(f"config.{name} is {value!r}: it must be {_article(hint)}, not {_article(type(value))}")
+  return value
+
+
+def _buckets(value) -> str | tuple[int, ...]:
+  """A policy's name, or an ascending tuple of rungs; a flag brings the latter as text: "64,128" or "(64, 128)"."""
+  if isinstance(value, str) and value.strip("()[], ")[:1].isdigit():
+    value = [part for part in value.strip("()[] ").split(",") if part.strip()]
+    value = [int(part) if part.strip().isdigit() else part for part in value]
+  if isinstance(value, str):
+    if value != "powers_of_two":
+      raise InputError(f"config.horizon.buckets is {value!r}: it must be powers_of_two or rungs such as (64, 128)")
+    return value
+  rungs = tuple(value) if isinstance(value, list | tuple) else ()
+  if not rungs or any(type(rung) is not int or rung < 1 for rung in rungs) or list(rungs) != sorted(set(rungs)):
+    raise InputError(f"config.horizon.buckets is {value!r}: it must be ascending positive integers, such as (64, 128)")
+  return rungs
+
+
+def _article(kind: type) -> str:
+  return {int: "an integer", float: "a number", str: "a string", bool: "true or false"}.get(kind, f"a {kind.__name__}")
+
+
+def _check(config: Config) -> None:
+  """What types cannot say. One rule a line: (holds, field, what it must be)."""
+  c = config
+  for name, value, choices in (
+    ("student.dtype", c.student.dtype, DTYPES),
+    ("teacher.dtype", c.teacher.dtype, DTYPES),
+    ("horizon.kind", c.horizon.kind, HORIZONS),
+    ("objective.kind", c.objective.kind, DIVERGENCES),
+    ("optimizer.schedule", c.optimizer.schedule, SCHEDULES),
+  ):
+    if value not in choices:
+      raise InputError(f"config.{name} is {value!r}{nearest(value, choices)}; known: {', '.join(choices)}")
+  positive = "at least 1"
+  rules = (
+    (c.steps >= 1, "steps", positive),
+    (0 <= c.seed < 2**31, "seed", "from 0 to 2^31 - 1"),
+    (bool(c.student.path), "student.path", "a Hugging Face folder or hub id"),
+    (bool(c.teacher.path), "teacher.path", "a Hugging Face folder or hub id"),
+    (bool(c.data.path), "data.path", "a JSONL or parquet file of prompts"),
+    (c.data.limit >= 0, "data.limit", "0 (all) or more"),
+    (c.rollout.prompts_per_step >= 1, "rollout.prompts_per_step", positive),
+    (c.rollout.samples_per_prompt >= 1, "rollout.samples_per_prompt", positive),
+    (c.rollout.max_prompt >= 1, "rollout.max_prompt", positive),
+    (c.rollout.temperature >= 0, "rollout.temperature", "0 (greedy) or more"),
+    (0 < c.rollout.top_p <= 1, "rollout.top_p", "above 0 and at most 1"),
+    (c.rollout.top_k >= 0, "rollout.top_k", "0 (off) or more"),
+    (c.horizon.max >= 1, "horizon.max", positive),
+    (0 < c.horizon.rho <= 1, "horizon.rho", "above 0 and at most 1"),
+    (1 <= c.horizon.start, "horizon.start", positive),
+    (c.horizon.kind != "progressive" or c.horizon.start <= c.horizon.max, "horizon.start", "at most horizon.max"),
+    (c.horizon.increment >= 1, "horizon.increment", positive),
+    (c.horizon.every >= 1, "horizon.every", positive),
+    (c.objective.kind != "jsd" or 0 < c.objective.beta < 1, "objective.beta", "above 0 and below 1"),
+    (c.objective.temperature > 0, "objective.temperature", "above 0"),
+    (c.optimizer.learning_rate >= 0, "optimizer.learning_rate", "0 or more"),
+    (c.optimizer.warmup_steps >= 0, "optimizer.warmup_steps", "0 or more"),
+    (c.optimizer.weight_decay >= 0, "optimizer.weight_decay", "0 or more"),
+    (0 <= c.optimizer.b1 < 1, "optimizer.b1", "at least 0 and below 1"),
+    (0 <= c.optimizer.b2 < 1, "optimizer.b2", "at least 0 and below 1"),
+    (c.optimizer.eps > 0, "optimizer.eps", "above 0"),
+    (c.optimizer.clip >= 0, "optimizer.clip", "0 (off) or more"),
+    (c.optimizer.micro_batches >= 1, "optimizer.micro_batches", positive),
+    (c.rows % max(1, c.optimizer.micro_batches) == 0, "optimizer.micro_batches", f"a divisor of {c.rows} rows a step"),
+    (c.checkpoint.every >= 1, "checkpoint.every", positive),
+    (c.checkpoint.keep >= 1, "checkpoint.keep", positive),
+    (c.eval.every >= 0, "eval.every", "0 (only at the end) or more"),
+    (c.eval.prompts >= 0, "eval.prompts", "0 (all) or more"),
+    (c.eval.batch >= 1, "eval.batch", positive),
+    (c.eval.samples >= 0, "eval.samples", "0 (greedy alone) or more"),
+    (c.eval.greedy or c.eval.samples >= 1 or not c.eval.path, "eval.samples", "at least 1 where eval.greedy is off"),
+    (c.eval.temperature > 0, "eval.temperature", "above 0 (greedy is eval.greedy)"),
+    (0 < c.eval.top_p <= 1, "eval.top_p", "above 0 and at most 1"),
+    (c.eval.top_k >= 0, "eval.top_k", "0 (off) or more"),
+    (c.log.every >= 1, "log.every", positive),
+    (c.log.samples >= 0, "log.samples", "0 or more"),
+  )
+  for holds, name, wanted in rules:
+    if not holds:
+      value = c
+      for part in name.split("."):
+        value = getattr(value, part)
+      raise InputError(f"config.{name} is {value!r}: it must be {wanted}")
+  longest, ladder = max(c.horizon.build().distinct(c.steps)), c.horizon.ladder()
+  if longest > ladder[-1]:
+    raise InputError(
+      f"the horizon reaches {longest} tokens, above the last bucket {ladder[-1]}: raise config.horizon.buckets "
+      f"{ladder} or lower config.horizon.max"
+    )

@@ -1,0 +1,138 @@
+"""Rows of a data file as dictionaries, one after the other, each with the words by which an error names it.
+
+Three formats: JSONL (one object a line), parquet, and a folder that tensorflow-datasets prepared. TensorFlow itself is
+never imported: `as_data_source` reads array_record files without it.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from opd_jax.errors import InputError, nearest
+
+_READERS_NAMED = "a .jsonl file, a .parquet file, or a folder prepared by tensorflow-datasets"
+
+
+def read_rows(path: str | os.PathLike, fields: Sequence[str]) -> Iterator[tuple[str, dict]]:
+  """Reads a data file lazily.
+
+  Args:
+    path: `.jsonl`, `.parquet`, or a folder prepared by tensorflow-datasets, as `FOLDER` (its train split) or
+      `FOLDER:split`.
+    fields: dotted paths that will be looked up; formats that can skip other columns do.
+
+  Yields:
+    (place, row), where `place` is how an error names the row: "FILE, line 3".
+
+  Raises:
+    InputError: the file or the split is missing, unreadable or malformed.
+  """
+  text = os.fspath(path)
+  file = Path(text).expanduser()
+  if file.is_dir():
+    return _tfds_rows(file, "train")
+  folder, colon, split = text.rpartition(":")
+  if colon and not file.exists() and Path(folder).expanduser().is_dir():
+    return _tfds_rows(Path(folder).expanduser(), split)
+  if not file.exists():
+    raise InputError(f"prompt file {text} does not exist; give {_READERS_NAMED}")
+  if file.suffix == ".jsonl":
+    return _jsonl_rows(file)
+  if file.suffix == ".parquet":
+    return _parquet_rows(file, fields)
+  raise InputError(f"cannot tell what {text} is from its ending `{file.suffix}`; give {_READERS_NAMED}")
+
+
+def look_up(row: dict, field: str, place: str) -> Any:
+  """The value at a dotted path of a row; bytes, which is how TFDS gives text, become text.
+
+  Raises:
+    InputError: no such field (those present and the nearest are named), or bytes that are not UTF-8.
+  """
+  value = row
+  for name in field.split("."):
+    if not isinstance(value, dict) or name not in value:
+      present = list(_dotted_names(row))
+      raise InputError(f"{place} has no field `{field}`{nearest(field, present)}; fields present: {', '.join(present)}")
+    value = value[name]
+  if not isinstance(value, bytes):
+    return value
+  try:
+    return value.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise InputError(f"{place}: `{field}` is not UTF-8 text") from error
+
+
+def kind_of(value: Any) -> str:
+  """A value's kind in the words of a data file, for errors."""
+  names = {type(None): "null", dict: "an object", list: "a list", bool: "true or false", str: "text", int: "a number"}
+  return names.get(type(value), type(value).__name__)
+
+
+def _jsonl_rows(file: Path) -> Iterator[tuple[str, dict]]:
+  try:
+    with file.open("rb") as lines:
+      for number, line in enumerate(lines, 1):
+        place = f"{file}, line {number}"
+        try:
+          text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+          row = json.loads(text) if text else None
+        except UnicodeDecodeError as error:
+          raise InputError(f"{place} is not UTF-8 (byte {error.start + 1} of it); save the file as UTF-8") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+          raise InputError(f"{place} is not JSON: {error}; each line must be one JSON object") from error
+        if not text:
+          continue
+        if not isinstance(row, dict):
+          raise InputError(f"{place} is {kind_of(row)}; each line must be one JSON object")
+        yield place, row
+  except OSError as error:
+    raise InputError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _parquet_rows(file: Path, fields: Sequence[str]) -> Iterator[tuple[str, dict]]:
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  try:
+    with pq.ParquetFile(file) as table:
+      # Only the columns asked for; where one is missing, all names, for the error that names them.
+      columns = [field.split(".")[0] for field in fields]
+      present = table.schema_arrow.names
+      if not set(columns) <= set(present):
+        columns = present
+      number = 0
+      for batch in table.iter_batches(batch_size=1024, columns=columns):
+        for row in batch.to_pylist():
+          number += 1
+          yield f"{file}, row {number}", row
+  except (pa.ArrowException, OSError) as error:
+    raise InputError(f"cannot read {file} as parquet: {error}") from error
+
+
+def _tfds_rows(folder: Path, split: str) -> Iterator[tuple[str, dict]]:
+  import tensorflow_datasets as tfds
+
+  try:
+    builder = tfds.builder_from_directory(folder)
+  except OSError as error:
+    raise InputError(f"{folder} is a folder, but tensorflow-datasets cannot read it: {error}") from error
+  if split not in builder.info.splits:
+    known = ", ".join(builder.info.splits)
+    raise InputError(f"{folder} has no split `{split}`{nearest(split, builder.info.splits)}; its splits: {known}")
+  try:
+    source = builder.as_data_source(split)
+  except NotImplementedError as error:
+    raise InputError(f"{folder} can only be read with TensorFlow; prepare it with file_format=array_record") from error
+  for index in range(len(source)):
+    yield f"{folder}:{split}, row {index + 1}", source[index]
+
+
+def _dotted_names(row: dict, prefix: str = "") -> Iterator[str]:
+  for name, value in row.items():
+    if isinstance(value, dict) and value:
+      yield from _dotted_names(value, f"{prefix}{name}.")
+    else:
+      yield prefix + name

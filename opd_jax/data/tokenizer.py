@@ -1,0 +1,163 @@
+"""The first thing that happens to a prompt: its text becomes token ids, through the model's own chat template.
+
+Tokenizer and template come from transformers, read from the model's folder or from the hub; no code of a checkpoint is
+ever run. What the sampler has to know about the vocabulary is settled here too: how many ids exist (a model's head is
+often padded beyond them), which ids end an answer, and whether student and teacher mean the same thing by each id.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from jinja2.exceptions import TemplateError
+
+from opd_jax.errors import InputError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # org/name, with a branch, tag or commit after the @
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+_CONFIG_FILES = ("generation_config.json", "config.json")
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_SHOWN_DIFFERENCES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """A transformers tokenizer with what generation needs to know about it.
+
+  Attributes:
+    hf: the transformers tokenizer itself.
+    size: number of token ids, added tokens included; ids >= size have no text and are never sampled.
+  """
+
+  hf: Any
+  size: int
+
+  def encode_prompt(self, prompt: str | Sequence[dict[str, str]], chat: bool = True) -> list[int]:
+    """Token ids of a prompt, ready for the model to continue.
+
+    Args:
+      prompt: plain text, or chat messages `{"role": ..., "content": ...}`.
+      chat: use the tokenizer's chat template where it has one. Plain text is then one user message.
+
+    Returns:
+      The ids. With the template they end where the assistant's turn begins; without one they are the text (messages
+      joined by blank lines) with the special tokens that the tokenizer itself adds.
+
+    Raises:
+      InputError: the template refuses the messages.
+    """
+    if not (chat and self.hf.chat_template):
+      return self.hf(prompt_text(prompt), verbose=False)["input_ids"]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    try:
+      return self.hf.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    except (TemplateError, TypeError, ValueError) as error:
+      raise InputError(
+        f"the chat template of {self.hf.name_or_path} does not take this prompt: {error}; "
+        "change the messages, or do without the template"
+      ) from error
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The text of `ids`, special tokens left out, spaces untouched."""
+    return self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def prompt_text(prompt: str | Sequence[dict[str, str]]) -> str:
+  """A prompt as plain text: itself, or the contents of its messages joined by blank lines."""
+  return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
+
+
+def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
+  """Reads the tokenizer of a Hugging Face folder or of a hub id `org/name[@revision]`.
+
+  Raises:
+    InputError: no such folder, no tokenizer in it, a damaged file, or a hub that cannot be reached.
+  """
+  # transformers advises at import that no torch was found. Here that is the normal state.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  from transformers import AutoTokenizer
+
+  folder = _folder(path)
+  if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+    raise InputError(f"no tokenizer in {path}: it has neither {' nor '.join(_TOKENIZER_FILES)}")
+  try:
+    hf = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+  except Exception as error:  # the tokenizers library raises bare `Exception` for a damaged tokenizer.json
+    reason = next(iter(str(error).strip().splitlines()), "no reason given")
+    raise InputError(f"cannot read the tokenizer of {path}: {type(error).__name__}: {reason}") from error
+  vocabulary = hf.get_vocab()
+  if not vocabulary:
+    raise InputError(f"the tokenizer of {path} has an empty vocabulary; copy the model's tokenizer files there again")
+  return Tokenizer(hf=hf, size=max(vocabulary.values()) + 1)
+
+
+def stop_ids(path: str | os.PathLike, tokenizer: Tokenizer) -> tuple[int, ...]:
+  """Every id that ends an answer: the union of generation_config.json, config.json and the tokenizer, sorted.
+
+  The three often disagree: the id that ends a turn of an instruct model is often only in the generation config.
+
+  Raises:
+    InputError: a file that is no JSON object, or an `eos_token_id` that is no id.
+  """
+  folder = _folder(path)
+  ids = set() if tokenizer.hf.eos_token_id is None else {tokenizer.hf.eos_token_id}
+  for name in _CONFIG_FILES:
+    file = folder / name
+    if not file.is_file():
+      continue
+    try:
+      declared = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+      raise InputError(f"{file} is not a JSON object: {error}") from error
+    declared = declared if isinstance(declared, list) else [] if declared is None else [declared]
+    if not all(type(token) is int and token >= 0 for token in declared):
+      raise InputError(f"{file}: eos_token_id must be an id or a list of ids, not {declared}")
+    ids.update(declared)
+  return tuple(sorted(ids))
+
+
+def check_pair(student: Tokenizer, teacher: Tokenizer) -> None:
+  """Refuses a teacher that means another text by the same id: every divergence compares the two id by id.
+
+  Only tokenizers count. Heads padded to different widths are no difference.
+
+  Raises:
+    InputError: names the first ids that differ, and the sizes where they do.
+  """
+  texts = [{token: text for text, token in each.hf.get_vocab().items()} for each in (student, teacher)]
+  differing = [i for i in range(max(student.size, teacher.size)) if texts[0].get(i) != texts[1].get(i)]
+  if not differing:
+    return
+  shown = ", ".join(
+    f"id {i}: " + " / ".join(repr(text[i]) if i in text else "none" for text in texts)
+    for i in differing[:_SHOWN_DIFFERENCES]
+  )
+  sizes = f" (sizes {student.size} / {teacher.size})" if student.size != teacher.size else ""
+  raise InputError(
+    f"student and teacher tokenizers differ in {len(differing)} ids{sizes}: {shown}; "
+    "choose a teacher with the student's tokenizer"
+  )
+
+
+def _folder(path: str | os.PathLike) -> Path:
+  """The local folder of a model's small files, downloaded or taken from the hub's cache where `path` is a hub id."""
+  text = os.fspath(path)
+  folder = Path(text).expanduser()
+  if folder.is_dir():
+    return folder
+  if not _HUB_ID.fullmatch(text) or text.startswith("."):
+    raise InputError(f"no such model folder: {text}; give a Hugging Face folder or a hub id such as org/name")
+  name, _, revision = text.partition("@")
+  try:
+    return Path(snapshot_download(name, revision=revision or None, allow_patterns=_SMALL_FILES, etag_timeout=5))
+  except (OSError, HFValidationError) as error:
+    raise InputError(
+      f"no folder {text}, and the Hugging Face hub does not give it either ({type(error).__name__}); "
+      "check the name and the network, or give the folder of a copy"
+    ) from error

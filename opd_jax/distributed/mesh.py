@@ -1,0 +1,50 @@
+"""The mesh that student and teacher share: axes data, fsdp, tensor, outermost slowest."""
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from opd_jax.distributed import axes
+from opd_jax.distributed.axes import MESH_AXES
+from opd_jax.errors import InputError
+
+
+def mesh_shape(sizes: tuple[int, int, int], devices: int) -> tuple[int, int, int]:
+  """`sizes` of (data, fsdp, tensor) with one -1 filled in so that they multiply to `devices`.
+
+  Raises InputError where they cannot.
+  """
+  named = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+  if any(size == 0 or size < -1 for size in sizes) or sum(size == -1 for size in sizes) > 1:
+    raise InputError(f"{named}: each must be a positive number, and at most one may be -1 (the rest)")
+  known = math.prod(size for size in sizes if size != -1)
+  filled = tuple(devices // known if size == -1 else size for size in sizes)
+  if math.prod(filled) != devices:
+    raise InputError(
+      f"{named} does not multiply to the {devices} device(s) at hand: set one of them to -1, or start "
+      f"{known} device(s) (on CPU: XLA_FLAGS=--xla_force_host_platform_device_count={known})"
+    )
+  return filled
+
+
+def make_mesh(sizes: tuple[int, int, int] = (1, -1, 1), devices=None) -> Mesh:
+  """A mesh of Auto axes over `devices` (default: all), from sizes of (data, fsdp, tensor)."""
+  devices = jax.devices() if devices is None else devices
+  shape = mesh_shape(sizes, len(devices))
+  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+
+
+def mesh_of(arrays) -> Mesh | None:
+  """The mesh that a pytree of arrays lives on; None where its first array is not sharded over one."""
+  sharding = getattr(jax.tree.leaves(arrays)[0], "sharding", None)
+  return sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
+
+
+def place_rows(mesh: Mesh, arrays):
+  """Host arrays whose first axis is the rows of a batch, put on the mesh row-sharded."""
+
+  def place(x):
+    return jax.device_put(x, axes.sharding(mesh, ("batch", *(None,) * (x.ndim - 1)), x.shape))
+
+  return jax.tree.map(place, arrays)

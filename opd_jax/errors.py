@@ -1,0 +1,22 @@
+"""What the user did wrong, said in one line.
+
+Everything that a person can mend (a path, a field, a file's contents, a mesh that does not fit) is raised as
+`InputError`; the entry points print it as one line and exit with status 2. Anything else is a bug of ours and keeps
+its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+  """Bad input. The message is one line: what is wrong, and what to do about it."""
+
+  def __init__(self, message: str):
+    super().__init__(" ".join(str(message).split()))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+  """' (did you mean `x`?)' for the known name closest to `name`, or '' where none is close."""
+  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+  return f" (did you mean `{close[0]}`?)" if close else ""

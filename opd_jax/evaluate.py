@@ -1,0 +1,43 @@
+"""Marks the newest checkpoint of a run, and its teacher where that has no marks yet; rows go to eval.jsonl.
+
+python -m opd_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+import sys
+
+import jax.numpy as jnp
+from absl import flags
+
+from opd_jax import command_line, models
+from opd_jax.config import Config
+from opd_jax.errors import InputError
+from opd_jax.programs import use_compilation_cache
+from opd_jax.telemetry.console import print_closing_table
+from opd_jax.telemetry.record import read_run
+from opd_jax.telemetry.workdir import RunLog
+from opd_jax.training import open_run, restore_student
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a run that has a checkpoint.")
+
+
+def main(config: Config) -> None:
+  workdir = command_line.required(_WORKDIR, "runs/my_run")
+  run = open_run(config, workdir)
+  if run.evaluator is None:
+    raise InputError("config.eval.path is empty: name a file of prompts with answers")
+  student, step = restore_student(run)
+  use_compilation_cache(run.workdir / "compilation_cache")
+  # Nothing is dropped: the rows of a run that is still going on are its own.
+  with RunLog(run.workdir, resume_step=sys.maxsize, tensorboard=False) as log:
+    evaluations = run.evaluator(student, "student", step)
+    if not any(row["model"] == "teacher" for row in log.evaluations):
+      teacher = models.load(run.teacher_path, dtype=jnp.dtype(config.teacher.dtype), mesh=run.mesh)
+      evaluations += run.evaluator(teacher, "teacher", step)
+    for evaluation in evaluations:
+      log.evaluation(evaluation.row)
+      log.samples(evaluation.samples)
+  print_closing_table(read_run(run.workdir))
+
+
+if __name__ == "__main__":
+  command_line.run(main)

@@ -1,0 +1,108 @@
+r"""From what a model wrote to the few characters that are its answer, before anything is compared.
+
+Everything here runs in the training process on text that a model made up, so it is linear in the length of the text:
+one pass, no nested repetition in a pattern, numbers cut off before Python has to convert them.
+
+    "... so x = 4.</think> The answer is \boxed{\frac{8}{2}}."   ->   \frac{8}{2}
+"""
+
+import re
+from fractions import Fraction
+
+MAX_ANSWER = 1000  # characters; nothing longer is an answer
+_MAX_NUMBER = 60
+_TAIL = 400  # characters from the end in which an answer without a box is looked for
+_BOX_TRIES = 4
+
+_BOX = re.compile(r"\\f?boxed\s?\{")
+_ANCHOR = re.compile(r"(?i)\banswer\b(?: is|\*\*:|:\*\*|:| =)+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s")
+_REQUEST = re.compile(
+  r"(?i)(?:now |then |please |and )*(?:find|evaluate|simplify|compute|calculate|determine|write|factor|express|solve|"
+  r"convert|give|enter|round|expand|reason|put|remember|what|how|which)\b|.*\?$"
+)
+_NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|(?<![\w.])-?\.\d+")
+_PLAIN_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?")
+_LETTERS = re.compile(
+  r"\W{0,4}(?:(?i:option|choice)\W{1,3})?([A-Z]{1,6}\)?(?:(?:, ?and |, ?or |, ?| and | or |/)\(?[A-Z]\)?)*)(?![\w'])"
+)
+_THOUSANDS = re.compile(r"(?<=\d)(?:,\\! ?|\{,\}|\\,)(?=\d{3})")
+_SPACED = re.compile(r"\\(?:left|right|displaystyle|[!,;: ])|~|(?<!\d)\s+|\s+(?!\d)")
+_WRAPPED = re.compile(r"\\(?:text|textbf|textrm|mbox|mathrm|mathbf|operatorname)\s?\{([^{}]*)\}")
+
+
+def after_thinking(response: str) -> str:
+  """What follows the last `</think>`; all of it where there is none."""
+  return response.rpartition("</think>")[2].strip()
+
+
+def last_box(text: str) -> str | None:
+  r"""The contents of the last \boxed{...} that has any, with its braces balanced; None where there is none.
+
+  A prompt that is repeated ("put your answer within \boxed{}") has an empty one, an answer cut off has an open one.
+  """
+  starts = [match.end() for match in _BOX.finditer(text)]
+  for start in reversed(starts[-_BOX_TRIES:]):
+    depth = 1
+    for end in range(start, min(len(text), start + MAX_ANSWER)):
+      depth += {"{": 1, "}": -1}.get(text[end], 0) if text[end - 1] != "\\" else 0
+      if depth == 0:
+        if text[start:end].strip():
+          return text[start:end].strip()
+        break
+  return None
+
+
+def after_anchor(text: str) -> str | None:
+  """What follows an "answer is" or "answer:" near the end, to the end of its sentence; None where there is none."""
+  tail = text[-_TAIL:]
+  end = max((match.end() for match in _ANCHOR.finditer(tail)), default=None)
+  if end is None:
+    return None
+  line = tail[end:].lstrip(" :*\n").split("\n", 1)[0]
+  sentence = _SENTENCE_END.split(line, maxsplit=1)[0]
+  return sentence.strip(" *").rstrip(".") or None
+
+
+def last_sentence(text: str) -> str | None:
+  """The last sentence near the end; None where it asks for something: who ends on a request repeats the prompt."""
+  sentence = _SENTENCE_END.split(" ".join(text[-_TAIL:].split()))[-1]
+  return None if not sentence or _REQUEST.match(sentence) else sentence
+
+
+def joined_thousands(text: str) -> str:
+  """Without LaTeX's thousands separators (`10,\\!080`, `10{,}080`), which math-verify reads as the comma of a list."""
+  return _THOUSANDS.sub("", text)
+
+
+def plain(text: str) -> str:
+  """An answer without what carries no meaning: spaces, dollar signs, text wrappers, degree signs, variants of frac."""
+  text = _WRAPPED.sub(r" \1 ", text.strip())
+  text = " ".join(text.split()).replace("\\$", "").replace("$", "").replace("\\%", "%").replace("−", "-")
+  for degrees in ("^{\\circ}", "^\\circ", "°"):
+    text = text.replace(degrees, "")
+  text = _SPACED.sub("", text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
+  text = text.rstrip(".")
+  return text.lower() if text.isalpha() and len(text) > 1 else text
+
+
+def as_number(text: str) -> Fraction | None:
+  """The value of a plain decimal number ("1,234.50", "-7", ".5"); None for anything else or more than 60 characters."""
+  if len(text) > _MAX_NUMBER or not any(char.isdigit() for char in text) or not _PLAIN_NUMBER.fullmatch(text):
+    return None
+  return Fraction(text.replace(",", ""))
+
+
+def last_number(text: str) -> Fraction | None:
+  """The last number in a text, dollar signs and thousands separators allowed; None where there is none."""
+  text = text.replace("\\!", "").replace("\\$", "").replace("$", "").replace("−", "-").replace("{,}", ",")
+  found = None
+  for match in _NUMBER.finditer(text):
+    found = match[0]
+  return None if found is None else as_number(found.rstrip(","))
+
+
+def letters(text: str) -> str:
+  """The choices that an answer starts with, sorted: "(B)", "B: Paris", "C and A"; empty where it starts otherwise."""
+  match = _LETTERS.match(_WRAPPED.sub(r"\1", text.strip()))
+  return "".join(sorted(char for char in match[1] if char.isupper())) if match else ""

@@ -1,0 +1,31 @@
+"""One decoder for Llama 3.x, Qwen2/2.5 and Qwen3: student and teacher, prefill, decode and scoring.
+
+architecture, rope      what config.json says
+layers, parameters      the blocks; every parameter declared once, and the table of them
+cache, decoder          keys and values; `forward`, the one model function
+safetensors, huggingface, saving    checkpoints in and out
+"""
+
+from opd_jax.models.architecture import Architecture
+from opd_jax.models.cache import Cache
+from opd_jax.models.decoder import Model, forward, initialize, logits
+from opd_jax.models.huggingface import checkpoint_folder, load, read_architecture
+from opd_jax.models.parameters import Parameter, parameter_table
+from opd_jax.models.rope import Rope
+from opd_jax.models.saving import save
+
+__all__ = [
+  "Architecture",
+  "Cache",
+  "Model",
+  "Parameter",
+  "Rope",
+  "checkpoint_folder",
+  "forward",
+  "initialize",
+  "load",
+  "logits",
+  "parameter_table",
+  "read_architecture",
+  "save",
+]

@@ -1,0 +1,7 @@
+"""The student writes: the batch contract, drawing a token, the prefill and decode loop."""
+
+from opd_jax.rollout.batch import Rollout
+from opd_jax.rollout.sampler import generate, sample_completions
+from opd_jax.rollout.token_sampling import Sampling
+
+__all__ = ["Rollout", "Sampling", "generate", "sample_completions"]

@@ -1,0 +1,12 @@
+"""What a run leaves behind, and how a person watches it.
+
+    device sums  ──►  metrics.py   (sum, count) pairs that merge over micro-batches and devices
+    one row/step ──►  rows.py      one JSON object a line: encode, read, cut back to a step
+                      workdir.py   RunLog: the row files and TensorBoard; config.json, command.sh
+    on screen    ──►  console.py   progress bar or plain lines, closing table
+    afterwards   ──►  record.py    a workdir read back, with the totals that every summary needs
+                      plots.py     the charts, as inline SVG
+                      page.py      report.html, self-contained
+
+Import the modules themselves: only `metrics` needs jax, so that reading a finished run starts at once.
+"""

@@ -1,0 +1,171 @@
+"""What a person sees while a run goes on and when it ends: a live bar on a terminal, plain lines in a log.
+
+    terminal   step 40/100  loss 0.0213  H 32/64  5.1k tok/s  acc 62.5%  ━━━━━━━━╸━━━━━━  0:03:12
+    log        step 40/100  loss 0.0213  H 32/64  5.1k tok/s  eta 0:03:12  acc 62.5%
+
+Everything fits into 80 columns.
+"""
+
+import collections
+import datetime
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from opd_jax.telemetry.record import RunRecord, Score, set_label, settings_line
+
+WIDTH = 80
+RECENT_STEPS = 20  # over which speed is taken
+
+
+class StepProgress:
+  """Follows a run from step `start` (already done) to step `steps`. Use it as a context manager.
+
+  On a terminal every step moves the bar. In a log a line appears at the first and the last step, every `every` steps,
+  and at the latest `every_seconds` after the line before.
+  """
+
+  def __init__(
+    self,
+    steps: int,
+    *,
+    start: int = 0,
+    every: int = 10,
+    every_seconds: float = 60.0,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    self._steps, self._start = steps, start
+    self._every, self._every_seconds, self._clock = every, every_seconds, clock
+    self._console = _console(stream)
+    self._recent: collections.deque[tuple[float, float, float]] = collections.deque(maxlen=RECENT_STEPS)
+    self._shown, self._accuracy = "", ""
+    self._last_line: float | None = None
+    self._bar = None
+    if self._console.is_terminal:
+      self._bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[eta]}", markup=False),
+        console=self._console,
+        expand=True,
+      )
+      self._task = self._bar.add_task(f"step {start}/{steps}", total=steps, completed=start, eta="")
+
+  def __enter__(self) -> "StepProgress":
+    if self._bar is not None:
+      self._bar.start()
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    if self._bar is not None:
+      self._bar.stop()
+
+  def step(self, row: Mapping[str, Any]) -> None:
+    """A finished step: its row of `metrics.jsonl` (`step, loss, horizon, bucket, tokens, seconds_step`)."""
+    compiling, evaluating = (row.get(name) or 0.0 for name in ("seconds_compile", "seconds_eval"))
+    self._recent.append((row["tokens"], row["seconds_step"] - compiling, evaluating))
+    # Compiling does not come again, so it is left out of what is to come; evaluations do come again.
+    tokens, seconds, evaluations = (sum(column) for column in zip(*self._recent))
+    speed = tokens / max(seconds - evaluations, 1e-9)
+    left = seconds / len(self._recent) * (self._steps - row["step"])
+    eta = str(datetime.timedelta(seconds=round(left)))
+    text = (
+      f"step {row['step']}/{self._steps}  loss {number(row['loss'], 3)}  "
+      f"H {row['horizon']}/{row['bucket']}  {count(speed)} tok/s"
+    )
+    if self._bar is not None:
+      self._bar.update(self._task, completed=row["step"], description=text + self._accuracy, eta=eta)
+      return
+    now = self._clock()
+    due = row["step"] % self._every == 0 or self._last_line is None or now - self._last_line >= self._every_seconds
+    if due or row["step"] == self._steps:
+      self._last_line = now
+      self.note(f"{text}  eta {eta}{self._accuracy}")
+
+  def evaluation(self, row: Mapping[str, Any]) -> None:
+    """A finished evaluation: its row of `eval.jsonl`. The student's accuracy on the first set stays in view."""
+    label = set_label(row["set"], row.get("k"), row.get("temperature"))
+    score = Score(row["step"], row["accuracy"], row.get("stderr"))
+    if row["model"] == "student":
+      self._shown = self._shown or label
+      if label == self._shown:
+        self._accuracy = f"  acc {percent(score.accuracy)}"
+    self.note(f"eval {label}  step {row['step']}  {row['model']} {_cell(score)}")
+
+  def note(self, message: str) -> None:
+    """One line of its own, above the bar where there is one."""
+    # Text, not markup: a data set's name may hold brackets.
+    self._console.print(Text(message), soft_wrap=True)
+
+
+def print_closing_table(run: RunRecord, stream: TextIO | None = None) -> None:
+  """The end of a run at a glance, at most 80 columns wide and plain where `stream` is no terminal."""
+  console = _console(stream)
+  console.print()
+  console.print(Text(settings_line(run.config) or run.name, style="bold"))
+  results = run.results()
+  if results:
+    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2, pad_edge=False)
+    table.add_column("accuracy", overflow="fold")
+    for name in ("before", "after", "teacher", "gap closed"):
+      table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+      cells = [_cell(score) for score in (result.before, result.after, result.teacher)]
+      table.add_row(Text(result.label), *cells, "-" if result.gap_closed is None else f"{result.gap_closed:.0%}")
+    console.print(table)
+  for name, text in totals(run):
+    console.print(Text(f"{name:<10} {text}"), soft_wrap=True)
+
+
+def totals(run: RunRecord) -> list[tuple[str, str]]:
+  """(name, text) of what the run took and gave, for the closing table and the report."""
+  lines = []
+  _, losses = run.column("loss")
+  if losses:
+    lines.append(("loss", f"{number(losses[0])} first, {number(losses[-1])} last"))
+  if run.metrics:
+    lines.append(("generated", f"{count(run.generated_tokens())} tokens in {len(run.metrics)} steps"))
+  split = run.seconds_split()
+  if split:
+    lines.append(("seconds", f"{sum(split.values()):.1f} = " + " + ".join(f"{v:.1f} {n}" for n, v in split.items())))
+  compiles, unplanned = (sum(run.compiles(name).values()) for name in ("compiles", "unplanned_compiles"))
+  if run.metrics:
+    lines.append(("compiles", f"{compiles} ({unplanned} unplanned)"))
+  return lines
+
+
+def number(value: float | None, digits: int = 4) -> str:
+  """So many significant digits; `nan` for a null of a row."""
+  return "nan" if value is None else f"{value:.{digits}g}"
+
+
+def count(value: float) -> str:
+  """1234 -> 1.2k."""
+  for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    if value >= size:
+      return f"{value / size:.1f}{unit}"
+  return f"{value:.0f}"
+
+
+def percent(share: float) -> str:
+  return f"{share:.1%}"
+
+
+def _cell(score: Score | None) -> str:
+  if score is None:
+    return "-"
+  return percent(score.accuracy) + (f" ±{100 * score.stderr:.1f}" if score.stderr is not None else "")
+
+
+def _console(stream: TextIO | None) -> Console:
+  console = Console(file=stream or sys.stdout, highlight=False)
+  # A log has no width of its own, whatever COLUMNS says about the terminal that it was started from.
+  return console if console.is_terminal else Console(file=console.file, highlight=False, width=WIDTH)

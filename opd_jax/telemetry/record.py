@@ -1,0 +1,177 @@
+"""A workdir read back: the rows of a run, and the totals that the closing table and the report are made of.
+
+Pure reading. What a run did not record is simply absent (None, an empty list), so that a summary of an old, short or
+killed run still works.
+"""
+
+import bisect
+import dataclasses
+import functools
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from opd_jax.errors import InputError
+from opd_jax.telemetry.rows import read_rows
+from opd_jax.telemetry.workdir import read_config
+
+Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """One accuracy in [0, 1] at a step; `stderr` None where it was not recorded."""
+
+  step: int
+  accuracy: float
+  stderr: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What came of one evaluation set under one sampling setting."""
+
+  label: str
+  student: tuple[Score, ...]  # by step
+  teacher: Score | None
+
+  @property
+  def before(self) -> Score | None:
+    return self.student[0] if self.student and self.student[0].step == 0 else None
+
+  @property
+  def after(self) -> Score | None:
+    return self.student[-1] if self.student and self.student[-1].step > 0 else None
+
+  @property
+  def gap_closed(self) -> float | None:
+    """(after - before) / (teacher - before); None where one is unknown or the teacher was not ahead."""
+    if not (self.before and self.after and self.teacher) or self.teacher.accuracy <= self.before.accuracy:
+      return None
+    return (self.after.accuracy - self.before.accuracy) / (self.teacher.accuracy - self.before.accuracy)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+  """One run as its workdir tells it."""
+
+  name: str
+  config: Row
+  command: str
+  metrics: tuple[Row, ...]  # by step
+  evaluations: tuple[Row, ...]
+  samples: tuple[Row, ...]
+
+  def column(self, name: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of one metric, without the steps where it is missing or null."""
+    pairs = [(row["step"], row[name]) for row in self.metrics if isinstance(row.get(name), int | float)]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+  def generated_tokens(self, step: int | None = None) -> int:
+    """Tokens generated up to and including `step` (None: in the whole run)."""
+    return self._spent[self._rows_until(step)][0]
+
+  def training_seconds(self, step: int | None = None) -> float:
+    """Wall seconds of the steps up to `step`, evaluations left out: they belong to the watching, not the method."""
+    return self._spent[self._rows_until(step)][1]
+
+  def seconds_split(self) -> dict[str, float]:
+    """Seconds of each recorded part over the run, and `other`: what is left of `seconds_step`."""
+    names = dict.fromkeys(name for row in self.metrics for name in row if name.startswith("seconds_"))
+    split = {name.removeprefix("seconds_"): sum(self.column(name)[1]) for name in names if name != "seconds_step"}
+    rest = sum(self.column("seconds_step")[1]) - sum(split.values())
+    return split | {"other": rest} if rest > 0 else split
+
+  def compiles(self, name: str = "compiles") -> dict[int, int]:
+    """step -> programs compiled in it. The column counts from the start of a process, so a fall is a resume."""
+    steps, counts = self.column(name)
+    found = {}
+    for step, before, after in zip(steps, itertools.chain([0], counts), counts):
+      new = after - before if after >= before else after
+      if new > 0:
+        found[step] = int(new)
+    return found
+
+  def results(self) -> list[Result]:
+    """One a set, k and temperature, in the order in which they first appear."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in self.evaluations:
+      if isinstance(row.get("accuracy"), int | float):
+        groups.setdefault((row.get("set"), row.get("k"), row.get("temperature")), []).append(row)
+    results = []
+    for key, rows in groups.items():
+      scores = {"student": {}, "teacher": {}}
+      for row in rows:
+        score = Score(row["step"], row["accuracy"], row.get("stderr"))
+        scores.setdefault(row.get("model"), {})[row["step"]] = score  # a later row of one step stands
+      student = tuple(score for _, score in sorted(scores["student"].items()))
+      teacher = scores["teacher"][max(scores["teacher"])] if scores["teacher"] else None
+      results.append(Result(set_label(*key), student, teacher))
+    return results
+
+  @functools.cached_property
+  def _spent(self) -> list[tuple[int, float]]:
+    """(tokens, training seconds) after 0, 1, 2, ... rows."""
+    spent = [(0, 0.0)]
+    for row in self.metrics:
+      tokens, seconds = spent[-1]
+      seconds += (row.get("seconds_step") or 0.0) - (row.get("seconds_eval") or 0.0)
+      spent.append((tokens + (row.get("tokens") or 0), seconds))
+    return spent
+
+  def _rows_until(self, step: int | None) -> int:
+    if step is None:
+      return len(self.metrics)
+    return bisect.bisect_right(self.metrics, step, key=lambda row: row["step"])
+
+
+def read_run(workdir: str | Path) -> RunRecord:
+  """The record of a workdir. InputError where there is no run in it, or a file of it cannot be read."""
+  path = Path(workdir)
+  if not path.is_dir():
+    raise InputError(f"no folder {path}: give the --workdir of a run")
+  metrics = read_rows(path / "metrics.jsonl")
+  evaluations = read_rows(path / "eval.jsonl")
+  if not metrics and not evaluations:
+    raise InputError(f"{path} has no metrics.jsonl or eval.jsonl with a row in it yet: give the --workdir of a run")
+  command = path / "command.sh"
+  return RunRecord(
+    name=path.resolve().name,
+    config=read_config(path),
+    command=command.read_text(errors="replace") if command.is_file() else "",
+    metrics=tuple(sorted(metrics, key=lambda row: row["step"])),
+    evaluations=tuple(evaluations),
+    samples=tuple(read_rows(path / "samples.jsonl")),
+  )
+
+
+def settings_line(config: Row) -> str:
+  """What was run, in one line: the objective, the horizon, the batch, the optimizer."""
+  horizon, rollout, optimizer = (config.get(name) or {} for name in ("horizon", "rollout", "optimizer"))
+  of_kind = {
+    "truncated": "rho {rho} of {max}",
+    "progressive": "{start} + {increment} every {every} to {max}",
+  }.get(horizon.get("kind"), "{max}")
+  parts = [
+    ((config.get("objective") or {}).get("kind"), "{}"),
+    (horizon.get("kind"), "{} horizon " + of_kind.format_map({"max": "?", **_Unknown(horizon)})),
+    (config.get("steps"), "{} steps"),
+    (rollout.get("prompts_per_step"), "{} x " + str(rollout.get("samples_per_prompt", 1)) + " rollouts a step"),
+    (optimizer.get("learning_rate"), "learning rate {}"),
+    (config.get("seed"), "seed {}"),
+  ]
+  return ", ".join(form.format(value) for value, form in parts if value is not None)
+
+
+def set_label(name: str | None, k: int | None, temperature: float | None) -> str:
+  """An evaluation set with its sampling setting, such as `math500 T=1 avg@4`."""
+  how = "" if temperature is None else " greedy" if temperature == 0 else f" T={temperature:g}"
+  return f"{name or 'eval'}{how}{f' avg@{k}' if k and k > 1 else ''}"
+
+
+class _Unknown(dict):
+  """A field that a config lacks reads as "?"."""
+
+  def __missing__(self, key: str) -> str:
+    return "?"

@@ -1,0 +1,157 @@
+"""The folder of a run while it runs: every finished step and every evaluation is on disk before the next one starts.
+
+    workdir/
+      config.json  command.sh                    what was run
+      metrics.jsonl                              one object a step
+      eval.jsonl  samples.jsonl                  one object an evaluation; one object a graded sample
+      tensorboard/                               the same numbers as events
+
+`step` counts finished updates: the first row of `metrics.jsonl` is step 1, and an evaluation at step 0 is the student
+before training. In a row of `metrics.jsonl`, `tokens` are the tokens generated in that step, `seconds_step` is its
+wall time with everything in it, and the other `seconds_*` are disjoint parts of it. `compiles` and
+`unplanned_compiles` count from the start of the process.
+"""
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from opd_jax.errors import InputError
+from opd_jax.telemetry.rows import drop_rows_after, encode_row, plain, replace_file, writing
+
+ROW_FILES = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
+
+
+def make_workdir(workdir: str | Path) -> Path:
+  """Makes the folder (parents too) and tries a file in it. InputError where that cannot be done."""
+  if "://" in str(workdir):
+    raise InputError(f"--workdir {workdir} is a URL; give a local folder (mount a bucket with gcsfuse)")
+  path = Path(workdir)
+  probe = path / f".writable.{os.getpid()}"
+  with writing(path):
+    path.mkdir(parents=True, exist_ok=True)
+    probe.touch()
+    probe.unlink()
+  return path
+
+
+def write_config(workdir: str | Path, config: Mapping[str, Any]) -> Path:
+  """config.json: the nested settings as they were resolved, defaults included."""
+  path = make_workdir(workdir) / "config.json"
+  replace_file(path, json.dumps(plain(config), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+  return path
+
+
+def read_config(workdir: str | Path) -> dict[str, Any]:
+  """The settings that `write_config` wrote, {} where there are none. InputError where the file is not JSON."""
+  path = Path(workdir) / "config.json"
+  try:
+    config = json.loads(path.read_text())
+  except FileNotFoundError:
+    return {}
+  except (OSError, ValueError) as error:
+    raise InputError(f"cannot read {path}: {error}; mend it or choose another --workdir") from error
+  if not isinstance(config, dict):
+    raise InputError(f"{path} is not a JSON object; mend it or choose another --workdir")
+  return config
+
+
+def write_command(workdir: str | Path, module: str, arguments: Sequence[str]) -> Path:
+  """command.sh: `python -m module arguments...` from the present folder, to paste or to execute; it resumes the run."""
+  command = shlex.join([sys.executable, "-m", module, *arguments])
+  path = make_workdir(workdir) / "command.sh"
+  replace_file(path, f"#!/bin/sh\ncd {shlex.quote(os.getcwd())} &&\nexec {command}\n")
+  with writing(path):
+    path.chmod(0o755)
+  return path
+
+
+class RunLog:
+  """Appends to the row files and to TensorBoard. Use it as a context manager.
+
+  `resume_step` is the step of the checkpoint that the run goes on from: rows after it are dropped, for they will be
+  written again. None starts afresh and empties the files. Nothing is buffered, so a killed process loses no row.
+
+  On a pod only one host writes: the others pass `writes=False` and hold no files (`evaluations` is then empty, so a
+  decision taken on it must be the writing host's, sent to all).
+  """
+
+  def __init__(
+    self, workdir: str | Path, *, resume_step: int | None = None, writes: bool = True, tensorboard: bool = True
+  ):
+    self.evaluations: list[dict[str, Any]] = []
+    self._files = {}
+    self._tensorboard = None
+    if not writes:
+      return
+    self.workdir = make_workdir(workdir)
+    # Step -1 is before every row, the evaluation of step 0 included.
+    last = -1 if resume_step is None else resume_step
+    for name in ROW_FILES:
+      path = self.workdir / name
+      rows = drop_rows_after(path, last)
+      if name == "eval.jsonl":
+        self.evaluations = rows
+      with writing(path):
+        # Unbuffered: what a full disk refuses must not wait in a buffer and fail again in close().
+        self._files[name] = open(path, "ab", buffering=0)
+    if not tensorboard:
+      return
+    # Here and not above: it loads torch wherever torch is installed, which reading a run needs no part of.
+    from tensorboardX import SummaryWriter
+
+    with writing(self.workdir / "tensorboard"):
+      # purge_step tells TensorBoard to forget what earlier processes wrote from there on. The name of the file ends
+      # in whole seconds otherwise: two starts within one would share it, and the second would empty it.
+      suffix = f".{time.time_ns()}"
+      self._tensorboard = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=last + 1, filename_suffix=suffix)
+
+  def step(self, row: Mapping[str, Any]) -> None:
+    """One finished update; `row` as the module's docstring says, with any further numbers."""
+    self._append("metrics.jsonl", [row])
+    self._scalars({f"train/{name}": value for name, value in row.items()}, row["step"])
+
+  def evaluation(self, row: Mapping[str, Any]) -> None:
+    """One evaluation of one set: `step, set, model` ("student" or "teacher") `, k, temperature, accuracy, stderr`."""
+    self._append("eval.jsonl", [row])
+    if self._files:
+      self.evaluations.append(plain(row))
+    prefix = f"eval/{row['set']}/{row['model']}"
+    self._scalars({f"{prefix}/{name}": value for name, value in row.items()}, row["step"])
+
+  def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Graded completions: `step, set, model, prompt, completion, answer, correct`."""
+    self._append("samples.jsonl", rows)
+
+  def close(self) -> None:
+    for file in self._files.values():
+      file.close()
+    if self._tensorboard is not None:
+      self._tensorboard.close()
+
+  def __enter__(self) -> "RunLog":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    if not self._files:
+      return
+    data = memoryview("".join(encode_row(row) for row in rows).encode())
+    with writing(self.workdir / name):
+      while data:  # an unbuffered write may take less than it was given
+        data = data[self._files[name].write(data) :]
+
+  def _scalars(self, values: Mapping[str, Any], step: int) -> None:
+    if self._tensorboard is None:
+      return
+    for tag, value in values.items():
+      value = plain(value)
+      if isinstance(value, int | float) and tag.rsplit("/", 1)[-1] != "step":
+        self._tensorboard.add_scalar(tag, value, step)

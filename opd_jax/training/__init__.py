@@ -1,0 +1,9 @@
+"""The student learns: state, one step, checkpoints, the loop around them."""
+
+from opd_jax.training.checkpoint import Checkpointer
+from opd_jax.training.loop import restore_student, train
+from opd_jax.training.run import Run, open_run
+from opd_jax.training.state import TrainState
+from opd_jax.training.step import update
+
+__all__ = ["Checkpointer", "Run", "TrainState", "open_run", "restore_student", "train", "update"]

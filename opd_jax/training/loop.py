@@ -1,0 +1,176 @@
+"""From an opened run to a trained student: load, go on from the newest checkpoint, step, evaluate, save.
+
+    step k:  H = horizon(k) ─► bucket ─► prompts ─► rollout ─► update ─► metrics.jsonl ─► [evaluate] ─► [checkpoint]
+
+A checkpoint comes last, so whatever it covers has been written, and rows after it are dropped and written again.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opd_jax import config as configs
+from opd_jax import models
+from opd_jax.data import order, pad_left
+from opd_jax.distributed import place_rows
+from opd_jax.errors import InputError
+from opd_jax.horizon import bucket_for
+from opd_jax.models import Model
+from opd_jax.programs import unplanned_compiles
+from opd_jax.telemetry.console import StepProgress
+from opd_jax.telemetry.metrics import to_floats
+from opd_jax.telemetry.workdir import RunLog, make_workdir, write_config
+from opd_jax.training.checkpoint import Checkpointer, Progress, identity
+from opd_jax.training.run import Run
+from opd_jax.training.state import TrainState, abstract_state, init_state, make_optimizer
+
+_PROFILED = (3, 5)  # first and last step of log.profile, counted from the process's first: compiles are over by then
+
+
+def train(run: Run) -> None:
+  """Trains until `config.steps`, from the newest checkpoint of the workdir where there is one."""
+  config = run.config
+  make_workdir(run.workdir)
+  checkpoints = Checkpointer(run.workdir, config.checkpoint.keep)
+  resume = checkpoints.latest()
+  with RunLog(run.workdir, resume_step=resume, tensorboard=config.log.tensorboard) as log:
+    write_config(run.workdir, configs.to_dict(config))
+    if resume is not None and resume >= config.steps and _evaluated(run, log, resume):
+      print(f"{run.workdir} is at step {resume} of {config.steps}: nothing left to do")
+    else:
+      _train(run, log, checkpoints)
+  checkpoints.close()
+
+
+def _train(run: Run, log: RunLog, checkpoints: Checkpointer) -> None:
+  config = run.config
+  teacher = models.load(run.teacher_path, dtype=jnp.dtype(config.teacher.dtype), mesh=run.mesh)
+  state, progress = _start(run, checkpoints)
+  first = progress.step
+  with StepProgress(config.steps, start=first, every=config.log.every) as console:
+    if run.prompts.dropped_long:
+      limit = config.rollout.max_prompt
+      console.note(f"{run.prompts.dropped_long} prompts left out: longer than rollout.max_prompt={limit} tokens")
+
+    def evaluate(model: Model, name: str, step: int) -> None:
+      for evaluation in run.evaluator(model, name, step):
+        log.evaluation(evaluation.row)
+        log.samples(evaluation.samples)
+        console.evaluation(evaluation.row)
+
+    if first == 0 and run.evaluator and config.eval.baseline:
+      evaluate(teacher, "teacher", 0)
+      evaluate(state.student, "student", 0)
+    unplanned, started = None, time.perf_counter()
+    while progress.step < config.steps:
+      _profile(run, progress.step - first + 1)
+      state, progress, row = take_step(run, state, teacher, progress)
+      # Compiles of the first step (the first transfers, the checkpoint's) are the price of starting, not a surprise.
+      unplanned = unplanned_compiles() if unplanned is None else unplanned
+      row |= {"compiles": len(run.table.compiles), "unplanned_compiles": unplanned_compiles() - unplanned}
+      row["seconds_step"] = time.perf_counter() - started
+      started = time.perf_counter()
+      log.step(row)
+      console.step(row)
+      if row["unplanned_compiles"] and config.log.fail_on_unplanned_compile:
+        raise InputError(
+          f"step {progress.step}: XLA compiled something outside the program table "
+          "(log.fail_on_unplanned_compile); JAX_LOG_COMPILES=1 names it"
+        )
+      last = progress.step == config.steps
+      if run.evaluator and (last or (config.eval.every and progress.step % config.eval.every == 0)):
+        evaluate(state.student, "student", progress.step)
+      if last or progress.step % config.checkpoint.every == 0:
+        checkpoints.save(state, progress)
+      started = time.perf_counter()
+    if run.evaluator and not _evaluated(run, log, progress.step):
+      evaluate(state.student, "student", progress.step)
+
+
+def _start(run: Run, checkpoints: Checkpointer) -> tuple[TrainState, Progress]:
+  """The newest checkpoint, or the student as it came."""
+  optimizer = make_optimizer(run.config)
+  teacher = identity(models.checkpoint_folder(run.teacher_path))
+  if checkpoints.latest() is None:
+    student = models.load(run.student_path, dtype=jnp.float32, mesh=run.mesh)
+    return init_state(student, optimizer), Progress(0, run.config.seed, 0, run.horizon.init(), teacher)
+  progress = checkpoints.progress()
+  if progress.teacher != teacher:
+    raise InputError(f"{run.teacher_path} is not the teacher that {run.workdir} was trained with: its weights differ")
+  return checkpoints.restore(abstract_state(run.pair.student, optimizer, run.mesh)), progress
+
+
+def take_step(
+  run: Run, state: TrainState, teacher: Model, progress: Progress
+) -> tuple[TrainState, Progress, dict[str, Any]]:
+  """One rollout and one update. Returns the next state and progress, and the step's row of metrics."""
+  config, k = run.config, progress.step
+  H = run.horizon(k, progress.horizon_state)
+  bucket = bucket_for(H, config.horizon.ladder())
+  seconds = _Stopwatch()
+
+  take = config.rollout.prompts_per_step
+  chosen = order(len(run.prompts), config.seed, progress.data_position, take)
+  prompts = pad_left([run.prompts.token_ids[i] for i in chosen], config.rollout.max_prompt)
+  prompts_bp, prompt_mask_bp, rows_r = place_rows(run.mesh, (*prompts, np.arange(config.rows, dtype=np.uint32)))
+  arguments = (state.student, prompts_bp, prompt_mask_bp, np.int32(H), np.uint32(config.seed), np.uint32(k), rows_r)
+  write = run.table.compile("rollout", bucket, *arguments)
+  seconds.lap("compile")
+  rollout = jax.block_until_ready(write(*arguments))
+  seconds.lap("rollout")
+
+  learn = run.table.compile("update", bucket, state, teacher, rollout)
+  seconds.lap("compile")
+  state, metrics = learn(state, teacher, rollout)
+  numbers = to_floats(metrics)
+  seconds.lap("update")
+
+  row = {"step": k + 1, **numbers, "horizon": H, "bucket": bucket, "tokens": int(numbers["tokens"])}
+  horizon_state = run.horizon.update(progress.horizon_state, numbers)
+  progress = dataclasses.replace(
+    progress, step=k + 1, data_position=progress.data_position + take, horizon_state=horizon_state
+  )
+  return state, progress, row | seconds.laps
+
+
+class _Stopwatch:
+  """Wall seconds by part: `laps["seconds_x"]` sums the laps called x."""
+
+  def __init__(self):
+    self.laps: dict[str, float] = {}
+    self._last = time.perf_counter()
+
+  def lap(self, name: str) -> None:
+    now = time.perf_counter()
+    self.laps[f"seconds_{name}"] = self.laps.get(f"seconds_{name}", 0.0) + now - self._last
+    self._last = now
+
+
+def _evaluated(run: Run, log: RunLog, step: int) -> bool:
+  """Whether the student of this step has its marks already."""
+  return not run.evaluator or any(row["step"] == step and row["model"] == "student" for row in log.evaluations)
+
+
+def _profile(run: Run, nth: int) -> None:
+  """Starts and stops the trace of log.profile around the steps of this process."""
+  if run.config.log.profile and nth == _PROFILED[0]:
+    jax.profiler.start_trace(str(run.workdir / "profile"))
+  if run.config.log.profile and nth == _PROFILED[1] + 1:
+    jax.profiler.stop_trace()
+
+
+def restore_student(run: Run) -> tuple[Model, int]:
+  """The student of the workdir's newest checkpoint (float32) and its step. InputError where there is none."""
+  if not (run.workdir / "checkpoints").is_dir():
+    raise InputError(f"{run.workdir} has no checkpoint: train first")
+  checkpoints = Checkpointer(run.workdir, run.config.checkpoint.keep)
+  if checkpoints.latest() is None:
+    raise InputError(f"{run.workdir} has no finished checkpoint: train first")
+  state = checkpoints.restore(abstract_state(run.pair.student, make_optimizer(run.config), run.mesh))
+  step = checkpoints.latest()
+  checkpoints.close()
+  return state.student, step

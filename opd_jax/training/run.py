@@ -1,0 +1,125 @@
+"""A run, opened: everything that its steps need and that does not change while it goes on.
+
+The order matters. What can be wrong is looked at first, cheapest first, and all of it before a weight is read or a
+program compiled: mesh, workdir, paths, tokenizers, prompts. Only then is the embedded task trained, where it is asked
+for and not there yet.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import jax
+
+from opd_jax import arithmetic
+from opd_jax import config as configs
+from opd_jax.config import Config
+from opd_jax.data import PromptSet, read_prompts
+from opd_jax.distributed import make_mesh
+from opd_jax.errors import InputError
+from opd_jax.evaluation.evaluator import Evaluator
+from opd_jax.evaluation.evaluator import define_programs as define_evaluation
+from opd_jax.horizon import Horizon
+from opd_jax.pair import Pair, open_pair
+from opd_jax.programs import ProgramTable
+from opd_jax.telemetry.workdir import read_config
+from opd_jax.training.step import define_programs
+
+# What may differ when a workdir is used again: how long to run, what to watch, and on how many devices.
+_FREE = ("steps", "mesh.", "checkpoint.", "eval.", "log.", "debug.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """Everything about a run that its steps do not change.
+
+  Attributes:
+    config, workdir: as given.
+    mesh: of both models.
+    pair: what student and teacher share.
+    student_path, teacher_path: folders or hub ids, embedded names resolved.
+    prompts: to train on.
+    evaluator: None without an evaluation set.
+    horizon: the schedule.
+    table: of the run's programs.
+  """
+
+  config: Config
+  workdir: Path
+  mesh: jax.sharding.Mesh
+  pair: Pair
+  student_path: str
+  teacher_path: str
+  prompts: PromptSet
+  evaluator: Evaluator | None
+  horizon: Horizon
+  table: ProgramTable
+
+
+def open_run(config: Config, workdir: str | os.PathLike) -> Run:
+  """Checks all input, reads tokenizers and prompts, and makes the embedded models where they are asked for.
+
+  Raises InputError; nothing in the workdir has been touched then.
+  """
+  c, workdir = config, Path(workdir)
+  mesh = make_mesh((c.mesh.data, c.mesh.fsdp, c.mesh.tensor))
+  _check_rows(c, mesh)
+  _check_workdir(c, workdir)
+  for field, path in (("data.path", c.data.path), ("eval.path", c.eval.path)):
+    if path and not arithmetic.is_embedded(path) and not os.path.exists(path.partition(":")[0]):
+      raise InputError(f"config.{field}: {path} does not exist")
+  student_path, teacher_path, data_path, eval_path = (
+    arithmetic.outline(path) for path in (c.student.path, c.teacher.path, c.data.path, c.eval.path)
+  )
+  pair = open_pair(student_path, teacher_path)
+  read = {"tokenizer": pair.tokenizer, "max_prompt": c.rollout.max_prompt, "chat": c.data.chat}
+  prompts = read_prompts(
+    data_path, prompt_field=c.data.prompt_field, answer_field=c.data.answer_field, limit=c.data.limit, **read
+  )
+  table = ProgramTable(mesh)
+  define_programs(table, c, pair.eos_ids, pair.vocab_size)
+  define_evaluation(table, c, pair.eos_ids, pair.vocab_size)
+  evaluator = None
+  if eval_path:
+    questions = read_prompts(
+      eval_path, prompt_field=c.eval.prompt_field, answer_field=c.eval.answer_field, limit=c.eval.prompts, **read
+    )
+    evaluator = Evaluator(c, table, mesh, pair.tokenizer, questions, Path(eval_path.partition(":")[0]).stem)
+  for path in (c.student.path, c.teacher.path):
+    arithmetic.make(path)
+  return Run(
+    c, workdir, mesh, pair, student_path, teacher_path, prompts, evaluator, c.horizon.build(), table
+  )
+
+
+def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
+  """Rows are split over data and fsdp: what is split must divide."""
+  parts = mesh.shape["data"] * mesh.shape["fsdp"]
+  rows = {
+    "rollout.prompts_per_step": config.rollout.prompts_per_step,
+    "rows of a micro-batch": config.rows // config.optimizer.micro_batches,
+    "eval.batch": config.eval.batch,
+  }
+  for name, count in rows.items():
+    if count % parts:
+      raise InputError(
+        f"{name} is {count}, which does not divide over mesh.data x mesh.fsdp = {parts}: make it a multiple of {parts}"
+      )
+
+
+def _check_workdir(config: Config, workdir: Path) -> None:
+  """Refuses the workdir of another run."""
+  if workdir.exists() and not workdir.is_dir():
+    raise InputError(f"--workdir={workdir} is a file: give a folder")
+  old = read_config(workdir)
+  if not old:
+    return
+  changed = configs.differences(old, configs.to_dict(config))
+  refused = [name for name in changed if not name.startswith(_FREE)]
+  if "steps" in changed and config.optimizer.schedule != "constant":
+    refused.append("steps (the learning rate's schedule depends on it)")
+  if refused:
+    raise InputError(
+      f"--workdir={workdir} belongs to a run of another config (it differs in {', '.join(refused)}): choose another "
+      "--workdir, or the old values"
+    )

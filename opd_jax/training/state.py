@@ -1,0 +1,99 @@
+"""What training changes: the student's float32 master weights, the optimizer's state, the count of finished steps."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from opd_jax.config import Config
+from opd_jax.config import Optimizer as OptimizerConfig
+from opd_jax.distributed import mesh_of, partition_spec
+from opd_jax.models import Architecture, Model, parameter_table
+from opd_jax.models.parameters import nested
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """student: float32 Model; opt_state: optax state over its params; step: int32 scalar, finished updates."""
+
+  student: Model
+  opt_state: Any
+  step: jax.Array
+
+
+def init_state(student: Model, optimizer: optax.GradientTransformation) -> TrainState:
+  """Step 0, on the student's mesh; the moments of a parameter live where it lives. Uses up `student`."""
+  mesh = mesh_of(student)
+  placed = jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs(student.config, optimizer, mesh))
+
+  def init(student: Model) -> TrainState:
+    return TrainState(student, optimizer.init(student.params), jnp.int32(0))
+
+  return jax.jit(init, out_shardings=placed, donate_argnums=0)(student)
+
+
+def abstract_state(config: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+  """Shapes, dtypes and shardings of the state, without an array."""
+  return jax.tree.map(
+    lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)),
+    _shapes(config, optimizer),
+    state_specs(config, optimizer, mesh),
+  )
+
+
+def state_specs(config: Architecture, optimizer: optax.GradientTransformation, mesh) -> TrainState:
+  """A PartitionSpec for every array of the state: the parameters' own, the same for their moments, () for the rest."""
+  table = parameter_table(config)
+  params = nested({path: partition_spec(p.axes, p.shape, mesh) for path, p in table.items()})
+  opt_state = optax.tree_utils.tree_map_params(
+    optimizer,
+    lambda _, spec: spec,
+    _shapes(config, optimizer).opt_state,
+    params,
+    transform_non_params=lambda _: PartitionSpec(),
+  )
+  return TrainState(Model(params, config), opt_state, PartitionSpec())
+
+
+def _shapes(config: Architecture, optimizer: optax.GradientTransformation) -> TrainState:
+  params = nested({path: jax.ShapeDtypeStruct(p.shape, jnp.float32) for path, p in parameter_table(config).items()})
+  return TrainState(
+    Model(params, config), jax.eval_shape(optimizer.init, params), jax.ShapeDtypeStruct((), jnp.int32)
+  )
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+  """Warm-up from 0, then constant, or down to 0 at `steps` along a cosine or a line."""
+  rate, warmup = config.learning_rate, config.warmup_steps
+  rest = max(1, steps - warmup)
+  after = {
+    "constant": optax.constant_schedule(rate),
+    "cosine": optax.cosine_decay_schedule(rate, rest),
+    "linear": optax.linear_schedule(rate, 0.0, rest),
+  }[config.schedule]
+  # optax counts from 0: the first update of a warm-up of n steps gets 1/n of the rate, not 0.
+  return optax.join_schedules([lambda count: rate * (count + 1) / max(1, warmup), after], [warmup])
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+  """AdamW after clipping by the global norm; weight decay spares vectors (norms, biases)."""
+  c = config.optimizer
+  adamw = optax.adamw(
+    learning_rate(c, config.steps),
+    b1=c.b1,
+    b2=c.b2,
+    eps=c.eps,
+    weight_decay=c.weight_decay,
+    mask=lambda params: jax.tree.map_with_path(lambda path, _: _is_matrix(path), params),
+  )
+  return optax.chain(optax.clip_by_global_norm(c.clip), adamw) if c.clip else adamw
+
+
+def _is_matrix(path) -> bool:
+  """Whether a parameter is decayed: its own name, not its number of axes, since layers are stacked."""
+  names = [str(entry.key) for entry in path]
+  return not any("norm" in name or "bias" in name for name in names)

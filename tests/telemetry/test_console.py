@@ -1,0 +1,118 @@
+"""What a run prints: plain lines within 80 columns in a log, a moving bar on a terminal."""
+
+import contextlib
+import io
+import pty
+import re
+
+import pytest
+
+from opd_jax.telemetry.console import StepProgress, print_closing_table
+from opd_jax.telemetry.record import RunRecord, read_run
+
+
+@pytest.fixture(autouse=True)
+def no_forced_colours(monkeypatch):
+  for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR", "COLUMNS"):
+    monkeypatch.delenv(name, raising=False)
+
+
+class Clock:
+  now = 0.0
+
+  def __call__(self) -> float:
+    return self.now
+
+
+def row(step: int, **more) -> dict:
+  return {"step": step, "loss": 0.5, "horizon": 16, "bucket": 32, "tokens": 3000, "seconds_step": 2.0} | more
+
+
+def logged(steps: int, *, seconds: float = 0.0, **options) -> list[str]:
+  stream, clock = io.StringIO(), Clock()
+  with StepProgress(steps, stream=stream, clock=clock, **options) as progress:
+    for step in range(1, steps + 1):
+      clock.now += seconds
+      progress.step(row(step))
+  assert "\x1b" not in stream.getvalue() and "\r" not in stream.getvalue()
+  return stream.getvalue().splitlines()
+
+
+def test_a_log_gets_the_first_the_last_and_every_so_many_steps():
+  lines = logged(25, every=10)
+  assert [int(re.match(r"step (\d+)/25 ", line)[1]) for line in lines] == [1, 10, 20, 25]
+  assert lines[1] == "step 10/25  loss 0.5  H 16/32  1.5k tok/s  eta 0:00:30"
+
+
+def test_slow_steps_get_a_line_by_time():
+  lines = logged(9, every=1000, every_seconds=60, seconds=25)
+  assert [line.split("/")[0] for line in lines] == ["step 1", "step 4", "step 7", "step 9"]
+
+
+def test_compiling_is_no_part_of_what_is_to_come():
+  stream = io.StringIO()
+  with StepProgress(100, stream=stream) as progress:
+    progress.step(row(1, seconds_step=62.0, seconds_compile=60.0))
+  assert "1.5k tok/s  eta 0:03:18" in stream.getvalue()  # 99 steps of 2 s
+
+
+def test_the_accuracy_of_the_first_set_stays_in_view():
+  stream = io.StringIO()
+  with StepProgress(3, every=1, stream=stream) as progress:
+    for name, model, accuracy in (("[a]", "student", 0.25), ("[a]", "teacher", 1.0), ("b", "student", 0.5)):
+      progress.evaluation({"step": 0, "set": name, "model": model, "accuracy": accuracy, "stderr": 0.031})
+    progress.step(row(1, loss=None))
+  assert stream.getvalue().splitlines() == [
+    "eval [a]  step 0  student 25.0% ±3.1",
+    "eval [a]  step 0  teacher 100.0% ±3.1",
+    "eval b  step 0  student 50.0% ±3.1",
+    "step 1/3  loss nan  H 16/32  1.5k tok/s  eta 0:00:04  acc 25.0%",
+  ]
+
+
+def test_a_long_run_fits_80_columns():
+  stream = io.StringIO()
+  with StepProgress(20000, stream=stream) as progress:
+    progress.evaluation({"step": 0, "set": "s", "model": "student", "accuracy": 1.0})
+    progress.step(row(12345, loss=0.012345678, horizon=8192, bucket=8192, tokens=54321, seconds_step=4.0))
+  assert max(map(len, stream.getvalue().splitlines())) <= 80
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+  monkeypatch.setenv("TERM", "xterm")
+  monkeypatch.setenv("COLUMNS", "80")
+  ours, theirs = pty.openpty()
+  with open(theirs, "w") as stream:
+    with StepProgress(4, stream=stream) as progress:
+      for step in range(1, 5):
+        progress.step(row(step))
+      progress.note("checkpoint [4] saved")
+  shown = b""
+  with contextlib.suppress(OSError), open(ours, "rb", buffering=0) as terminal:  # EIO: nobody writes any more
+    while True:
+      shown += terminal.read(4096)
+  frames = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", shown.decode())]
+  assert "checkpoint [4] saved" in frames
+  assert any(re.fullmatch(r"step 4/4  loss 0.5  H 16/32  1.5k tok/s ━+ 0:00:00", frame) for frame in frames)
+  assert max(map(len, frames)) <= 80
+
+
+def test_the_closing_table_of_a_log(make_run):
+  stream = io.StringIO()
+  print_closing_table(read_run(make_run()), stream)
+  text = stream.getvalue()
+  assert "\x1b" not in text
+  table = [line for line in text.splitlines() if line.startswith(("|", "+"))]
+  assert table and max(map(len, table)) <= 80
+  assert re.search(r"\| +25\.0% ±3\.0 \| 75\.0% ±3\.0 \| 85\.0% ±3\.0 \| +83%\|", text)
+  assert "loss       1 first, 0.08333 last" in text
+  assert "generated  1.2k tokens in 12 steps" in text
+  assert "seconds    12.0 = 6.0 rollout + 3.0 update + 1.5 eval + 1.5 other" in text
+  assert "compiles   4 (0 unplanned)" in text
+
+
+def test_the_closing_table_of_a_run_without_evaluation():
+  stream = io.StringIO()
+  run = RunRecord("bare", {}, "", ({"step": 1, "loss": None},), (), ())
+  print_closing_table(run, stream)
+  assert stream.getvalue().split("\n", 2)[2] == "generated  0 tokens in 1 steps\ncompiles   0 (0 unplanned)\n"
