@@ -1,4 +1,5 @@
 """placeholder, replaced when the recipe is known"""
+
 from opd_jax.config import defaults
 
 

@@ -1,11 +1,14 @@
 """The divergence of two language-model heads from hidden states, without the [tokens, vocab] arrays.
 
-api          the operation: arguments, choice of implementation, gradient rule
-problem      what is asked (static and arrays) and what is answered
-formulas     the mathematics of one block of vocabulary
-reference    the specification, dense
-blocks       how the vocabulary is cut
-token_chunk  XLA, gradients in the forward pass
+api            the operation: arguments and their checks
+problem        what is asked (static and arrays) and what is answered
+reference      the specification, dense
+formulas       the mathematics of one block of vocabulary; support: of the K best entries alone
+blocks         how the vocabulary is cut; passes: the sweeps over it
+token_chunk    XLA, gradients in the forward pass: the default
+vocab_chunk    XLA, gradients by recomputation: the least memory
+sharded        the same on a mesh
+gradient_rule  which of them runs, and its custom_vjp
 """
 
 from opd_jax.divergence.api import divergence, scores

@@ -1,19 +1,19 @@
 """The operation: a divergence of two language-model heads from hidden states.
 
-Here the arguments are checked, the implementation is chosen and the gradient rule is attached. The gradient of the
-weighted sum is computed in the forward pass, where the logits are at hand; the backward pass only scales it by the
-cotangent of `loss`. So the weights are an input (a mask over a count, say), and the op must not be wrapped in remat.
+Here the arguments are checked; `gradient_rule` runs them. The weights are an input (a mask over a count, say) because
+the gradient of the weighted sum is computed in the forward pass; do not wrap the op in remat, which would run it twice.
 """
 
-from functools import partial
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from opd_jax.divergence import reference, token_chunk
-from opd_jax.divergence.problem import KINDS, Divergence, Inputs, Problem, Scores
+from opd_jax.divergence import reference
+from opd_jax.divergence.gradient_rule import Plan, fused
+from opd_jax.divergence.problem import KINDS, REPAIRS, SUPPORTS, Divergence, Inputs, Problem, Scores
 
-IMPLEMENTATIONS = ("reference", "token_chunk")
+IMPLEMENTATIONS = ("auto", "reference", "token_chunk", "vocab_chunk")
 
 
 def divergence(
@@ -29,7 +29,15 @@ def divergence(
   vocab_size: int | None = None,
   sampled_ids: jax.Array | None = None,
   advantages: jax.Array | None = None,
+  support: str | None = None,
+  top_k: int | None = None,
+  repair: str | None = None,
+  teacher_temperature: float | None = None,
+  student_softcap: float | None = None,
+  teacher_softcap: float | None = None,
   implementation: str = "auto",
+  mesh: jax.sharding.Mesh | None = None,
+  interpret: bool = False,
 ) -> Divergence:
   """Weighted sum over tokens of a divergence between student p and teacher q, never holding a [T, V] array.
 
@@ -45,9 +53,23 @@ def divergence(
     beta: `jsd` only, strictly between 0 and 1.
     temperature: divides the logits of both models; no T^2 factor.
     vocab_size: entries past it are padding; None is the smaller head's rows.
-    sampled_ids: [T] int ids in [0, vocab_size); needed by `sampled`, optional otherwise (for the log-probs).
+    sampled_ids: [T] int ids in [0, vocab_size); needed by `sampled` and `score_tail`, optional otherwise (for the
+      log-probs).
     advantages: [T] A of `sampled`; None is -(log p(a) - log q(a)). No gradient.
-    implementation: `auto`, `reference` (dense) or `token_chunk`.
+    support: restricts `reverse_kl` or `forward_kl` to the `top_k` entries that the `teacher`, the `student` or either
+      (`union`) ranks highest; the choice gets no gradient.
+    top_k: entries of the support, of each model for `union`.
+    repair: what makes the truncated sum a sound loss (S the support, P and Q the masses on it):
+      `renormalize` both softmaxes on S alone (arXiv 2603.25562); `tail` one more bucket for everything else;
+      `generalized` sum over S of p log(p/q) - p + q (forward: q log(q/p) - q + p);
+      `score_tail` (reverse only) sum over S of p (log(p/q) - 1), plus sg(log p(a)/q(a)) log p(a) where the sampled
+      token a fell outside S: its expected gradient is that of the full `reverse_kl`.
+    teacher_temperature: of the teacher alone; None is `temperature`.
+    student_softcap: logits become softcap * tanh(logits / softcap) before the temperature.
+    teacher_softcap: the same of the teacher.
+    implementation: `auto`; `reference` dense; `token_chunk` XLA, 4 products; `vocab_chunk` XLA, least memory.
+    mesh: shards the op: the vocabulary over its axis `tensor`, the tokens over all others.
+    interpret: run a Pallas kernel by its interpreter, on any machine.
 
   Returns:
     `Divergence`; only `loss` carries a gradient, to `student_hidden` and `student_head`.
@@ -55,24 +77,27 @@ def divergence(
   Raises:
     ValueError: an argument is out of range or the shapes do not belong together; the message names the fix.
   """
-  vocab_size = _checked_shapes(
-    student_hidden, student_head, teacher_hidden, teacher_head, sampled_ids, vocab_size, weights, advantages
-  )
-  _check_objective(kind, beta, temperature, sampled_ids, advantages)
-  if implementation not in ("auto", *IMPLEMENTATIONS):
-    raise ValueError(f"implementation={implementation!r}: choose from auto, {', '.join(IMPLEMENTATIONS)}")
+  arrays = (student_hidden, student_head, teacher_hidden, teacher_head, weights, sampled_ids, advantages)
+  inputs = Inputs(*jax.tree.map(jnp.asarray, arrays))
   problem = Problem(
     kind=kind,
-    vocab_size=vocab_size,
-    beta=float(beta),
-    student_temperature=float(temperature),
-    teacher_temperature=float(temperature),
+    vocab_size=_checked_vocab_size(inputs, vocab_size),
+    beta=beta,
+    student_temperature=temperature,
+    teacher_temperature=temperature if teacher_temperature is None else teacher_temperature,
+    student_softcap=student_softcap,
+    teacher_softcap=teacher_softcap,
+    support=support,
+    top_k=top_k,
+    repair=repair,
   )
-  arrays = (student_hidden, student_head, teacher_hidden, teacher_head, weights, sampled_ids, advantages)
-  arrays = jax.tree.map(jnp.asarray, arrays)
+  _check_objective(problem, inputs)
+  _check_support(problem, inputs)
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(f"implementation={implementation!r}: choose from {', '.join(IMPLEMENTATIONS)}")
   if implementation == "reference":
-    return reference.divergence(problem, Inputs(*arrays))
-  return _fused(problem, *arrays)
+    return reference.divergence(problem, inputs)
+  return fused(Plan(implementation, mesh, interpret), problem, *vars(inputs).values())
 
 
 def scores(
@@ -84,6 +109,10 @@ def scores(
   sampled_ids: jax.Array | None = None,
   temperature: float = 1.0,
   vocab_size: int | None = None,
+  teacher_temperature: float | None = None,
+  student_softcap: float | None = None,
+  teacher_softcap: float | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Scores:
   """Log-probs of given ids, entropies and log-normalisers of both models; forward only, never a [T, V] array.
 
@@ -95,6 +124,10 @@ def scores(
     sampled_ids: [T] int ids in [0, vocab_size), or None: then the two log-prob fields are None.
     temperature: divides the logits of both models.
     vocab_size: entries past it are padding; None is the smaller head's rows.
+    teacher_temperature: of the teacher alone; None is `temperature`.
+    student_softcap: as in `divergence`.
+    teacher_softcap: as in `divergence`.
+    mesh: as in `divergence`.
 
   Returns:
     `Scores`, without gradient.
@@ -102,25 +135,24 @@ def scores(
   Raises:
     ValueError: as `divergence`.
   """
+  arrays = jax.lax.stop_gradient((student_hidden, student_head, teacher_hidden, teacher_head))
   answer = divergence(
-    *jax.lax.stop_gradient((student_hidden, student_head, teacher_hidden, teacher_head)),
+    *arrays,
     jnp.zeros(student_hidden.shape[:1], jnp.float32),
     kind="reverse_kl",
     temperature=temperature,
     vocab_size=vocab_size,
     sampled_ids=sampled_ids,
+    teacher_temperature=teacher_temperature,
+    student_softcap=student_softcap,
+    teacher_softcap=teacher_softcap,
+    mesh=mesh,
   )
-  return Scores(
-    answer.student_entropy,
-    answer.teacher_entropy,
-    answer.student_logsumexp,
-    answer.teacher_logsumexp,
-    answer.student_logprob,
-    answer.teacher_logprob,
-  )
+  return Scores(**{field.name: getattr(answer, field.name) for field in dataclasses.fields(Scores)})
 
 
-def _check_objective(kind, beta, temperature, sampled_ids, advantages):
+def _check_objective(problem: Problem, inputs: Inputs):
+  kind, beta = problem.kind, problem.beta
   if kind not in KINDS:
     raise ValueError(f"kind={kind!r}: choose from {', '.join(KINDS)}")
   if kind == "jsd" and not 0 < beta < 1:
@@ -129,86 +161,60 @@ def _check_objective(kind, beta, temperature, sampled_ids, advantages):
       f"jsd needs 0 < beta < 1, got {beta}: at that end the divergence itself is 0; "
       f"use kind={limit!r}, which libraries mean by beta={0 if beta <= 0 else 1}"
     )
-  if not temperature > 0:
-    raise ValueError(f"temperature={temperature} must be above 0")
-  if kind == "sampled" and sampled_ids is None:
+  for name in ("student_temperature", "teacher_temperature", "student_softcap", "teacher_softcap"):
+    value = getattr(problem, name)
+    if value is not None and not value > 0:
+      raise ValueError(f"{name.replace('student_temperature', 'temperature')}={value} must be above 0")
+  if kind == "sampled" and inputs.ids is None:
     raise ValueError("kind='sampled' needs sampled_ids, the generated token at each position")
-  if advantages is not None and kind != "sampled":
+  if inputs.advantages is not None and kind != "sampled":
     raise ValueError(f"advantages belong to kind='sampled', not {kind!r}: scale `weights` instead")
 
 
-def _checked_shapes(
-  student_hidden, student_head, teacher_hidden, teacher_head, sampled_ids, vocab_size, weights, advantages
-) -> int:
+def _check_support(problem: Problem, inputs: Inputs):
+  support, top_k, repair = problem.support, problem.top_k, problem.repair
+  if support is None:
+    if top_k is not None or repair is not None:
+      raise ValueError(f"top_k and repair go with a support: give support= one of {', '.join(SUPPORTS)}")
+    return
+  if support not in SUPPORTS:
+    raise ValueError(f"support={support!r}: choose from {', '.join(SUPPORTS)}")
+  if problem.kind not in ("reverse_kl", "forward_kl"):
+    raise ValueError(f"a support goes with kind='reverse_kl' or 'forward_kl', not {problem.kind!r}")
+  if top_k is None or not 0 < top_k <= problem.vocab_size:
+    raise ValueError(f"top_k={top_k} must be in 1..{problem.vocab_size}, the vocabulary")
+  if repair not in REPAIRS:
+    raise ValueError(
+      f"repair={repair!r}: choose from {', '.join(REPAIRS)}; the sum truncated to the support is not offered bare, "
+      "because it is no divergence: it goes below 0 and training on it collapses (verl issue 5041)"
+    )
+  if repair == "renormalize" and top_k == 1 and support != "union":
+    raise ValueError("repair='renormalize' with top_k=1 is 0 with zero gradient everywhere: use top_k >= 2 or 'tail'")
+  if repair == "score_tail" and problem.kind != "reverse_kl":
+    raise ValueError("repair='score_tail' samples from the student, so it has a meaning for kind='reverse_kl' only")
+  if repair == "score_tail" and inputs.ids is None:
+    raise ValueError("repair='score_tail' needs sampled_ids, the generated token at each position")
+
+
+def _checked_vocab_size(inputs: Inputs, vocab_size: int | None) -> int:
   """The vocabulary size, once every shape was found to fit."""
   for name, hidden, head in (
-    ("student", student_hidden, student_head),
-    ("teacher", teacher_hidden, teacher_head),
+    ("student", inputs.student_hidden, inputs.student_head),
+    ("teacher", inputs.teacher_hidden, inputs.teacher_head),
   ):
     if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:
       raise ValueError(
         f"{name}_hidden must be [T, D] and {name}_head [V, D] of the same D, got {hidden.shape} and {head.shape}"
       )
-  tokens = student_hidden.shape[0]
-  if teacher_hidden.shape[0] != tokens:
-    raise ValueError(f"student_hidden has {tokens} tokens, teacher_hidden {teacher_hidden.shape[0]}")
-  for name, array in (("weights", weights), ("sampled_ids", sampled_ids), ("advantages", advantages)):
-    if array is not None and jnp.shape(array) != (tokens,):
-      raise ValueError(f"{name} must be [{tokens}], one a token, got {jnp.shape(array)}")
-  rows = min(student_head.shape[0], teacher_head.shape[0])
+  tokens = inputs.student_hidden.shape[0]
+  if inputs.teacher_hidden.shape[0] != tokens:
+    raise ValueError(f"student_hidden has {tokens} tokens, teacher_hidden {inputs.teacher_hidden.shape[0]}")
+  for name, array in (("weights", inputs.weights), ("sampled_ids", inputs.ids), ("advantages", inputs.advantages)):
+    if array is not None and array.shape != (tokens,):
+      raise ValueError(f"{name} must be [{tokens}], one a token, got {array.shape}")
+  rows = min(inputs.student_head.shape[0], inputs.teacher_head.shape[0])
   if vocab_size is None:
     return rows
   if not 0 < vocab_size <= rows:
     raise ValueError(f"vocab_size={vocab_size} must be in 1..{rows}, the smaller head's rows")
   return vocab_size
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(problem, student_hidden, student_head, *fixed):
-  """The op with its own gradient rule. `fixed`: teacher_hidden, teacher_head, weights, ids, advantages."""
-  inputs = Inputs(student_hidden, student_head, *fixed)
-  return _answer(problem, inputs, token_chunk.rows_and_gradients(problem, inputs, (False, False))[0])
-
-
-def _fused_forward(problem, student_hidden, student_head, *fixed):
-  wanted = (student_hidden.perturbed, student_head.perturbed)
-  student_hidden, student_head, *fixed = jax.tree.map(
-    lambda primal: primal.value, (student_hidden, student_head, *fixed), is_leaf=lambda x: hasattr(x, "perturbed")
-  )
-  inputs = Inputs(student_hidden, student_head, *fixed)
-  rows, d_hidden, d_head = token_chunk.rows_and_gradients(problem, inputs, wanted)
-  # Empty arrays carry the students' types to the backward pass: cotangents must have the type of what they belong to.
-  types = jnp.zeros((0,), student_hidden.dtype), jnp.zeros((0,), student_head.dtype)
-  return _answer(problem, inputs, rows), (d_hidden, d_head, types)
-
-
-def _fused_backward(problem, residuals, cotangent):
-  del problem
-  *gradients, types = residuals
-  scale = cotangent.loss
-  if isinstance(scale, jax.custom_derivatives.SymbolicZero):
-    return (None,) * 7
-  scaled = (None if g is None else (g * scale).astype(t.dtype) for g, t in zip(gradients, types))
-  return *scaled, None, None, None, None, None
-
-
-_fused.defvjp(_fused_forward, _fused_backward, symbolic_zeros=True)
-
-
-def _answer(problem: Problem, inputs: Inputs, rows) -> Divergence:
-  """The public answer from the per-token results."""
-  student_logprob = teacher_logprob = None
-  if inputs.ids is not None:
-    student_logprob, teacher_logprob = token_chunk.chosen_logprobs(
-      problem, inputs, rows.student_logsumexp, rows.teacher_logsumexp
-    )
-  return Divergence(
-    loss=jnp.sum(inputs.weights * rows.per_token),
-    per_token=rows.per_token,
-    student_entropy=rows.student_entropy,
-    teacher_entropy=rows.teacher_entropy,
-    student_logsumexp=rows.student_logsumexp,
-    teacher_logsumexp=rows.teacher_logsumexp,
-    student_logprob=student_logprob,
-    teacher_logprob=teacher_logprob,
-  )

@@ -1,17 +1,18 @@
-"""The mathematics of the divergences, one token by one block of vocabulary.
+"""The mathematics of the full-vocabulary divergences, one token by one block of vocabulary.
 
 Notation: z, y are the student's and teacher's logits (already divided by their temperatures), p, q their softmaxes,
 S, Q their log-normalisers, d = log p - log q. A block of vocabulary is enough for every function here: the sums over
 the whole vocabulary live in `Statistics` and are corrected whenever a larger logit turns up.
 
-All sums are float32. The accumulators hold differences from the running maxima, never raw logits, so that the rounding
-error of a divergence is set by the divergence and not by the size of the logits.
+The accumulators hold differences from the running maxima, never raw logits, so that the rounding error of a divergence
+is set by the divergence and not by the size of the logits.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from opd_jax.divergence.problem import MASKED, Problem
 
@@ -27,16 +28,25 @@ class Statistics(NamedTuple):
   teacher_moment: jax.Array  # sum f (y - m_t)
   cross: jax.Array  # reverse_kl: sum e ((z - m_s) - (y - m_t)); forward_kl: sum f ((y - m_t) - (z - m_s)); else 0
 
+  @property
+  def student_logsumexp(self) -> jax.Array:
+    """S."""
+    return self.student_max + jnp.log(self.student_sum)
 
-class Rows(NamedTuple):
-  """What is known of each token once the whole vocabulary was seen, each [T]."""
+  @property
+  def teacher_logsumexp(self) -> jax.Array:
+    """Q."""
+    return self.teacher_max + jnp.log(self.teacher_sum)
 
-  per_token: jax.Array
-  centre: jax.Array  # the row's scalar in the gradient: KL(p||q), KL(p||M) or the advantage
-  student_logsumexp: jax.Array
-  teacher_logsumexp: jax.Array
-  student_entropy: jax.Array
-  teacher_entropy: jax.Array
+  @property
+  def student_entropy(self) -> jax.Array:
+    """-sum p log p."""
+    return jnp.log(self.student_sum) - self.student_moment / self.student_sum
+
+  @property
+  def teacher_entropy(self) -> jax.Array:
+    """-sum q log q."""
+    return jnp.log(self.teacher_sum) - self.teacher_moment / self.teacher_sum
 
 
 def start(tokens: int, dtype) -> Statistics:
@@ -45,70 +55,66 @@ def start(tokens: int, dtype) -> Statistics:
   return Statistics(low, zero, zero, low, zero, zero, zero)
 
 
-def update(problem: Problem, seen: Statistics, z: jax.Array, y: jax.Array) -> Statistics:
-  """Adds a block of logits z, y [T, block] (kernel.md, section 2; masked entries hold MASKED in both)."""
-  student_max = jnp.maximum(seen.student_max, z.max(axis=1))
-  teacher_max = jnp.maximum(seen.teacher_max, y.max(axis=1))
+def _relative_to(problem: Problem, seen: Statistics, student_max: jax.Array, teacher_max: jax.Array) -> Statistics:
+  """The same sums, counted from larger maxima.
+
+  Raising a maximum by `rise` lowers every (z - m) by it: a moment loses rise * sum, and all is scaled by exp(-rise).
+  """
   student_rise, teacher_rise = student_max - seen.student_max, teacher_max - seen.teacher_max
   student_scale, teacher_scale = jnp.exp(-student_rise), jnp.exp(-teacher_rise)
-  z, y = z - student_max[:, None], y - teacher_max[:, None]
-  e, f = jnp.exp(z), jnp.exp(y)
-  # Raising a maximum by `rise` lowers every (z - m) by it: the old moment loses rise * (old sum) before it is rescaled.
-  student_moment = student_scale * (seen.student_moment - student_rise * seen.student_sum) + jnp.sum(e * z, axis=1)
-  teacher_moment = teacher_scale * (seen.teacher_moment - teacher_rise * seen.teacher_sum) + jnp.sum(f * y, axis=1)
   cross = seen.cross
   if problem.kind == "reverse_kl":
-    moved = seen.cross - (student_rise - teacher_rise) * seen.student_sum
-    cross = student_scale * moved + jnp.sum(e * (z - y), axis=1)
+    cross = student_scale * (cross - (student_rise - teacher_rise) * seen.student_sum)
   elif problem.kind == "forward_kl":
-    moved = seen.cross - (teacher_rise - student_rise) * seen.teacher_sum
-    cross = teacher_scale * moved + jnp.sum(f * (y - z), axis=1)
+    cross = teacher_scale * (cross - (teacher_rise - student_rise) * seen.teacher_sum)
   return Statistics(
     student_max,
-    student_scale * seen.student_sum + jnp.sum(e, axis=1),
-    student_moment,
+    student_scale * seen.student_sum,
+    student_scale * (seen.student_moment - student_rise * seen.student_sum),
     teacher_max,
-    teacher_scale * seen.teacher_sum + jnp.sum(f, axis=1),
-    teacher_moment,
+    teacher_scale * seen.teacher_sum,
+    teacher_scale * (seen.teacher_moment - teacher_rise * seen.teacher_sum),
     cross,
   )
 
 
-def finish(
-  problem: Problem,
-  total: Statistics,
-  chosen: tuple[jax.Array, jax.Array] | None,
-  advantages: jax.Array | None,
-  mixture: tuple[jax.Array, jax.Array] | None,
-) -> Rows:
-  """From the sums to the loss of each token.
+def update(problem: Problem, seen: Statistics, z: jax.Array, y: jax.Array) -> Statistics:
+  """Adds a block of logits z, y [T, block]; masked entries hold MASKED in both (kernel.md, section 2)."""
+  student_max = jnp.maximum(seen.student_max, z.max(axis=1))
+  teacher_max = jnp.maximum(seen.teacher_max, y.max(axis=1))
+  old = _relative_to(problem, seen, student_max, teacher_max)
+  z, y = z - student_max[:, None], y - teacher_max[:, None]
+  e, f = jnp.exp(z), jnp.exp(y)
+  cross = old.cross
+  if problem.kind == "reverse_kl":
+    cross += jnp.sum(e * (z - y), axis=1)
+  elif problem.kind == "forward_kl":
+    cross += jnp.sum(f * (y - z), axis=1)
+  return Statistics(
+    student_max,
+    old.student_sum + jnp.sum(e, axis=1),
+    old.student_moment + jnp.sum(e * z, axis=1),
+    teacher_max,
+    old.teacher_sum + jnp.sum(f, axis=1),
+    old.teacher_moment + jnp.sum(f * y, axis=1),
+    cross,
+  )
 
-  Args:
-    problem: the call.
-    total: the sums over the whole vocabulary.
-    chosen: `sampled` only, (log p(a), log q(a)) of the sampled tokens, each [T].
-    advantages: `sampled` only, [T] or None for -(log p(a) - log q(a)).
-    mixture: `jsd` only, (KL(p||M), KL(q||M)), each [T].
-  """
+
+def merge(problem: Problem, seen: Statistics, axis: str) -> Statistics:
+  """The statistics of the whole vocabulary from those of the devices that share it."""
+  highest = lax.pmax((seen.student_max, seen.teacher_max), axis)
+  moved = _relative_to(problem, seen, *highest)
+  student_max, teacher_max = highest
+  return Statistics(*lax.psum(moved, axis))._replace(student_max=student_max, teacher_max=teacher_max)
+
+
+def full_kl(problem: Problem, total: Statistics) -> jax.Array:
+  """[T] KL(p||q) or KL(q||p), summed directly, never as a difference of entropies."""
   student_log, teacher_log = jnp.log(total.student_sum), jnp.log(total.teacher_sum)
   if problem.kind == "reverse_kl":
-    per_token = centre = total.cross / total.student_sum - student_log + teacher_log
-  elif problem.kind == "forward_kl":
-    per_token = centre = total.cross / total.teacher_sum - teacher_log + student_log
-  elif problem.kind == "jsd":
-    centre = mixture[0]
-    per_token = problem.beta * mixture[1] + (1 - problem.beta) * mixture[0]
-  else:
-    per_token = chosen[0] - chosen[1]
-    centre = -per_token if advantages is None else advantages
-  return Rows(
-    per_token,
-    centre,
-    total.student_max + student_log,
-    total.teacher_max + teacher_log,
-    student_log - total.student_moment / total.student_sum,
-    teacher_log - total.teacher_moment / total.teacher_sum,
-  )
+    return total.cross / total.student_sum - student_log + teacher_log
+  return total.cross / total.teacher_sum - teacher_log + student_log
 
 
 def _log_mixture_over_student(beta: float, d: jax.Array) -> jax.Array:
@@ -117,28 +123,25 @@ def _log_mixture_over_student(beta: float, d: jax.Array) -> jax.Array:
   return jnp.where(d >= 0, jnp.log1p(beta * shrink), jnp.log1p((1 - beta) * shrink) - d)
 
 
-def mixture_terms(problem: Problem, log_p: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+def mixture_kl(problem: Problem, log_p: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The block's share of (KL(p||M), KL(q||M)), each [T], from log p and d [T, block]."""
   rise = _log_mixture_over_student(problem.beta, d)
   p, q = jnp.exp(log_p), jnp.exp(log_p - d)
   return jnp.sum(-p * rise, axis=1), jnp.sum(-q * (d + rise), axis=1)
 
 
-def logit_gradient(problem: Problem, centre: jax.Array, log_p: jax.Array, d, is_sampled) -> jax.Array:
-  """d per_token / d z of a block, [T, block].
+def dense_gradient(problem: Problem, centre: jax.Array, log_p: jax.Array, d: jax.Array) -> jax.Array:
+  """d per_token / d z of a block [T, block], for the divergences over the whole vocabulary.
 
   Args:
     problem: the call.
-    centre: [T] from `Rows`.
+    centre: [T] KL(p||q) for `reverse_kl`, KL(p||M) for `jsd`; not read by `forward_kl`.
     log_p: [T, block] student log-probabilities.
-    d: [T, block] log p - log q (None for `sampled`).
-    is_sampled: [T, block] bool, true at the sampled token (None for the other kinds).
+    d: [T, block] log p - log q.
   """
-  p, centre = jnp.exp(log_p), centre[:, None]
+  p = jnp.exp(log_p)
   if problem.kind == "reverse_kl":
-    return p * (d - centre)
+    return p * (d - centre[:, None])
   if problem.kind == "forward_kl":
     return p - jnp.exp(log_p - d)
-  if problem.kind == "jsd":
-    return (problem.beta - 1) * p * (_log_mixture_over_student(problem.beta, d) + centre)
-  return centre * (p - is_sampled)
+  return (problem.beta - 1) * p * (_log_mixture_over_student(problem.beta, d) + centre[:, None])

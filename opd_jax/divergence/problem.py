@@ -5,11 +5,12 @@ answers. Every implementation in this folder is a function of (Problem, Inputs) 
 """
 
 import dataclasses
-from functools import partial
 
 import jax
 
 KINDS = ("reverse_kl", "forward_kl", "jsd", "sampled")
+SUPPORTS = ("teacher", "student", "union")
+REPAIRS = ("renormalize", "tail", "generalized", "score_tail")
 
 # Minus infinity that can be subtracted from itself: padded vocabulary and the start of every running maximum.
 MASKED = -1e30
@@ -24,23 +25,30 @@ class Problem:
   beta: float = 0.5
   student_temperature: float = 1.0
   teacher_temperature: float = 1.0
+  student_softcap: float | None = None
+  teacher_softcap: float | None = None
+  support: str | None = None
+  top_k: int | None = None
+  repair: str | None = None
 
   @property
-  def needs_mixture(self) -> bool:
-    """Whether the loss holds log(beta q + (1-beta) p), which needs both normalisers before its first term."""
-    return self.kind == "jsd"
+  def is_dense(self) -> bool:
+    """Whether the gradient at every vocabulary entry depends on the teacher's logit there.
+
+    Otherwise it is (row scalar) * p, plus a value at a few entries of the row: the sampled token or the support.
+    """
+    return self.kind != "sampled" and self.support is None
 
   @property
-  def needs_teacher_logits(self) -> bool:
-    """Whether the gradient at one vocabulary entry depends on the teacher's logit there."""
-    return self.kind != "sampled"
+  def needs_second_pass(self) -> bool:
+    """Whether the loss holds sums that can only be formed once both normalisers are known.
+
+    log(beta q + (1-beta) p) of `jsd`, and the mass outside a support, which 1 - (mass inside) would lose to rounding.
+    """
+    return (self.kind == "jsd") or self.repair == "tail"
 
 
-@partial(
-  jax.tree_util.register_dataclass,
-  data_fields=["student_hidden", "student_head", "teacher_hidden", "teacher_head", "weights", "ids", "advantages"],
-  meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Inputs:
   """The arrays of a call. T tokens, widths Ds and Dt, heads of Vs and Vt rows (at least `vocab_size` each)."""
@@ -54,67 +62,43 @@ class Inputs:
   advantages: jax.Array | None = None  # [T] float32
 
 
-@partial(
-  jax.tree_util.register_dataclass,
-  data_fields=[
-    "loss",
-    "per_token",
-    "student_entropy",
-    "teacher_entropy",
-    "student_logsumexp",
-    "teacher_logsumexp",
-    "student_logprob",
-    "teacher_logprob",
-  ],
-  meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Divergence:
-  """The answer of `divergence`. Float32 (float64 for float64 inputs); only `loss` carries a gradient.
+class Scores:
+  """Per-token diagnostics of both models: all [T], in nats, float32 (float64 for float64 inputs), without gradient.
+
+  Attributes:
+    student_entropy: of the student's softmax at its temperature.
+    teacher_entropy: of the teacher's softmax at its temperature.
+    student_logsumexp: log-normaliser of the student's logits divided by its temperature.
+    teacher_logsumexp: the same of the teacher.
+    student_logprob: log p(sampled id), or None without `sampled_ids`.
+    teacher_logprob: log q(sampled id), or None without `sampled_ids`.
+  """
+
+  student_entropy: jax.Array
+  teacher_entropy: jax.Array
+  student_logsumexp: jax.Array
+  teacher_logsumexp: jax.Array
+  student_logprob: jax.Array | None
+  teacher_logprob: jax.Array | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Divergence(Scores):
+  """The answer of `divergence`: `Scores`, and:
 
   Attributes:
     loss: [] sum over tokens of weight * per_token; differentiable in the student's hidden states and head.
-    per_token: [T] nats, unweighted, finite also where the weight is 0.
-    student_entropy: [T] nats, of the student's softmax at its temperature.
-    teacher_entropy: [T] nats, of the teacher's softmax at its temperature.
-    student_logsumexp: [T] log-normaliser of the student's logits divided by its temperature.
-    teacher_logsumexp: [T] the same of the teacher.
-    student_logprob: [T] log p(sampled id), or None without `sampled_ids`.
-    teacher_logprob: [T] log q(sampled id), or None without `sampled_ids`.
+    per_token: [T] nats, unweighted, finite also where the weight is 0; no gradient.
+    student_mass: [T] probability that the student puts on the support, or None without a support.
+    teacher_mass: [T] the same of the teacher.
+    overlap: [T] sum over the support of min(p, q), or None.
   """
 
   loss: jax.Array
   per_token: jax.Array
-  student_entropy: jax.Array
-  teacher_entropy: jax.Array
-  student_logsumexp: jax.Array
-  teacher_logsumexp: jax.Array
-  student_logprob: jax.Array | None = None
-  teacher_logprob: jax.Array | None = None
-
-
-@partial(
-  jax.tree_util.register_dataclass,
-  data_fields=[
-    "student_entropy",
-    "teacher_entropy",
-    "student_logsumexp",
-    "teacher_logsumexp",
-    "student_logprob",
-    "teacher_logprob",
-  ],
-  meta_fields=[],
-)
-@dataclasses.dataclass(frozen=True)
-class Scores:
-  """The answer of `scores`: per-token diagnostics of both models, all [T], in nats, without gradient.
-
-  The fields mean what they mean in `Divergence`.
-  """
-
-  student_entropy: jax.Array
-  teacher_entropy: jax.Array
-  student_logsumexp: jax.Array
-  teacher_logsumexp: jax.Array
-  student_logprob: jax.Array | None = None
-  teacher_logprob: jax.Array | None = None
+  student_mass: jax.Array | None = None
+  teacher_mass: jax.Array | None = None
+  overlap: jax.Array | None = None

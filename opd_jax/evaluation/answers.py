@@ -21,8 +21,11 @@ _REQUEST = re.compile(
   r"(?i)(?:now |then |please |and )*(?:find|evaluate|simplify|compute|calculate|determine|write|factor|express|solve|"
   r"convert|give|enter|round|expand|reason|put|remember|what|how|which)\b|.*\?$"
 )
+_DENIAL = re.compile(r"(?i)\b(?:not|cannot|than|wrong|incorrect)\b|n't\b|\\(?:neq?|not)(?![a-z])")
+_HEDGE = re.compile(r"(?i)\b(?:n?or|between|either)\b")
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|(?<![\w.])-?\.\d+")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?")
+_NUMERAL = re.compile(r"(\d+)(?:_\{?(\d+)\}?)?")
 _LETTERS = re.compile(
   r"\W{0,4}(?:(?i:option|choice)\W{1,3})?([A-Z]{1,6}\)?(?:(?:, ?and |, ?or |, ?| and | or |/)\(?[A-Z]\)?)*)(?![\w'])"
 )
@@ -70,6 +73,16 @@ def last_sentence(text: str) -> str | None:
   return None if not sentence or _REQUEST.match(sentence) else sentence
 
 
+def denies(text: str) -> bool:
+  """Whether a text names a number in order to exclude it: "not 2", "more than 2"."""
+  return bool(_DENIAL.search(text))
+
+
+def hedges(sentence: str) -> bool:
+  """Whether a sentence leaves its answer open: "2 or 3"."""
+  return bool(_HEDGE.search(sentence))
+
+
 def joined_thousands(text: str) -> str:
   """Without LaTeX's thousands separators (`10,\\!080`, `10{,}080`), which math-verify reads as the comma of a list."""
   return _THOUSANDS.sub("", text)
@@ -91,6 +104,17 @@ def as_number(text: str) -> Fraction | None:
   if len(text) > _MAX_NUMBER or not any(char.isdigit() for char in text) or not _PLAIN_NUMBER.fullmatch(text):
     return None
   return Fraction(text.replace(",", ""))
+
+
+def same_numeral(ours: str, reference: str) -> bool | None:
+  """Whether two numerals with a base ("204_5", "204_{5}") agree; None where neither has one.
+
+  An answer may leave out the base that the question named; math-verify does not look at it at all.
+  """
+  mine, theirs = _NUMERAL.fullmatch(ours), _NUMERAL.fullmatch(reference)
+  if not (mine and theirs) or not (mine[2] or theirs[2]):
+    return None
+  return mine[1] == theirs[1] and (mine[2] or theirs[2]) == (theirs[2] or "10")
 
 
 def last_number(text: str) -> Fraction | None:

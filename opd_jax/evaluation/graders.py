@@ -84,11 +84,14 @@ def _grade_math(response: str, answer: str) -> bool:
     numbers = answers.as_number(ours), answers.as_number(gold)
     if None not in numbers:
       return numbers[0] == numbers[1]
-    if _in_worker("math", f"\\boxed{{{stated}}}", answer):
-      return True
+    if (same := answers.same_numeral(ours, gold)) is not None:
+      return same
   prose = None if box else stated or answers.last_sentence(text)
-  # An answer that hedges ("2 or 3") is not to be read as one of its parts.
-  return prose is not None and " or " not in prose and _in_worker("math", prose, answer)
+  if answers.denies(stated or prose or "") and not answers.denies(answer):
+    return False
+  if stated and _in_worker("math", f"\\boxed{{{stated}}}", answer):
+    return True
+  return prose is not None and not answers.hedges(prose) and _in_worker("math", prose, answer)
 
 
 def _grade_gsm8k(response: str, answer: str) -> bool:

@@ -1,9 +1,11 @@
 """One decoder for Llama 3.x, Qwen2/2.5 and Qwen3: student and teacher, prefill, decode and scoring.
 
-architecture, rope      what config.json says
-layers, parameters      the blocks; every parameter declared once, and the table of them
-cache, decoder          keys and values; `forward`, the one model function
-safetensors, huggingface, saving    checkpoints in and out
+    architecture, rope            what config.json says
+    layers, parameters            the blocks; every parameter declared once, and the table of them
+    cache, decoder                keys and values; `forward`, the one model function
+    tensors, huggingface, saving  checkpoints in and out
+
+`load` reads a checkpoint, `forward` runs it, `save` writes one that transformers loads.
 """
 
 from opd_jax.models.architecture import Architecture

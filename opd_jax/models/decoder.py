@@ -61,9 +61,13 @@ def forward(
 ) -> tuple[jax.Array, Cache | None]:
   """Hidden states after the final norm, [B, T, D] in the parameters' dtype, and the cache with T more slots.
 
-                      slots 0 .. S-1                     without a cache S = T: the keys are the tokens' own
-      mask_bts[b]  =  query t of row b may attend slot s; with one, the T new keys and values go to slots
-                      [start, start + T) first, and the first S = mask_bts.shape[-1] slots are attended
+                 slot s = 0 .. S-1
+    query t = 0  [ x . . . . . . ]
+            1    [ x x . . . . . ]    x: mask_bts[b, t, s], query t of row b attends slot s
+            2    [ x x x . . . . ]
+
+  Without a cache S = T: the keys are the tokens' own. With one, the T new keys and values are first written to slots
+  [start, start + T), then the first S slots are attended: prefill reads the prompt's slots only, decode all of them.
 
   Args:
     model: parameters [L, ...] and architecture.
@@ -83,7 +87,9 @@ def forward(
   decoder = nnx.merge(graph(config)[0], model.params)
   layer_graph, layer_params = nnx.split(decoder.layers)
   cos_bth, sin_bth = angles(config.rope, config.head_dim, positions_bt)
-  hidden_btd = constrain(decoder.embed_vd[...][tokens_bt], "batch", "length", None)
+  # Whole rows are looked up: with their width split too, the partitioner falls back to gathering the batch instead.
+  embed_vd = constrain(decoder.embed_vd[...], "vocab", None)
+  hidden_btd = constrain(embed_vd[constrain(tokens_bt, "batch", "length")], "batch", "length", None)
 
   def body(carry: tuple[jax.Array, Cache | None], scanned: tuple[jax.Array, nnx.State]):
     hidden_btd, cache = carry

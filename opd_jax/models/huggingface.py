@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from jax.sharding import NamedSharding
 
 from opd_jax.errors import InputError, nearest
 from opd_jax.models.architecture import Architecture
@@ -30,8 +31,8 @@ _log = logging.getLogger(__name__)
 # version of huggingface_hub, whose own error is always derived from it.
 _TransportError = HfHubHTTPError.__mro__[1]
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]  # weights, config, tokenizer; no pickles
 _IGNORED_KEYS = re.compile(r"rotary_emb\.inv_freq$")  # recomputed from config.json; old checkpoints carry it
 
 
@@ -49,9 +50,9 @@ def checkpoint_folder(path: str | os.PathLike) -> Path:
     raise InputError(f"{path}: no such folder; pass a Hugging Face checkpoint folder or a hub id `org/name@revision`")
   name, _, revision = str(path).partition("@")
   try:
-    patterns = ["*.safetensors", *_TOKENIZER_FILES]
-    local = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns, etag_timeout=5))
-  except (_TransportError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    options = dict(allow_patterns=_HUB_FILES, ignore_patterns="*/*", etag_timeout=5)
+    local = Path(snapshot_download(name, revision=revision or None, **options))
+  except (_TransportError, HFValidationError, OSError) as error:
     raise InputError(
       f"{path}: no such folder, and not to be had from the Hugging Face hub ({type(error).__name__}): check the name "
       "and the network, or download it elsewhere and pass its folder"
@@ -93,7 +94,9 @@ def load(path: str | os.PathLike, *, dtype, mesh: jax.sharding.Mesh | None = Non
   return Model(nested(params), config)
 
 
-def _load_one(tensors: Tensors, parameter: Parameter, sharding, dtype: np.dtype) -> jax.Array:
+def _load_one(tensors: Tensors, parameter: Parameter, sharding: NamedSharding | None, dtype: np.dtype) -> jax.Array:
+  if sharding is None:  # not committed to its device, so that it can be used beside arrays of any mesh
+    return jnp.asarray(_read_window(tensors, parameter, tuple((0, size) for size in parameter.shape), dtype))
   windows = {}  # replicas of a shard on this host share one read
 
   def window(index: tuple[slice, ...]) -> np.ndarray:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import jax
 from flax import nnx, traverse_util
+from jax.sharding import NamedSharding
 
 from opd_jax.distributed import sharding
 from opd_jax.models.architecture import Architecture
 from opd_jax.models.layers import Decoder
 
-Path = tuple[str, ...]
+ParameterPath = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def graph(config: Architecture) -> tuple[nnx.GraphDef, nnx.State]:
   return nnx.split(Decoder(config))
 
 
-def parameter_table(config: Architecture) -> dict[Path, Parameter]:
+def parameter_table(config: Architecture) -> dict[ParameterPath, Parameter]:
   """Every parameter of the decoder by its path in `Model.params`."""
   table = {}
   for path, declared in nnx.to_flat_state(graph(config)[1]):
@@ -76,17 +77,15 @@ def parameter_table(config: Architecture) -> dict[Path, Parameter]:
   return table
 
 
-def nested(by_path: dict[Path, object]) -> dict:
+def nested(by_path: dict[ParameterPath, object]) -> dict:
   """{("layers", "mlp", "gate_fd"): x} as {"layers": {"mlp": {"gate_fd": x}}}."""
   return traverse_util.unflatten_dict(by_path)
 
 
-def shardings(config: Architecture, mesh: jax.sharding.Mesh | None) -> dict[Path, jax.sharding.Sharding]:
-  """Where every parameter lives: the table's sharding on `mesh`, or the default device where there is none."""
+def shardings(config: Architecture, mesh: jax.sharding.Mesh | None) -> dict[ParameterPath, NamedSharding | None]:
+  """Where every parameter lives: the axis table's sharding on `mesh`; None, without a mesh, for the default device."""
   table = parameter_table(config)
-  if mesh is None:
-    return dict.fromkeys(table, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
-  return {path: sharding(mesh, parameter.axes, parameter.shape) for path, parameter in table.items()}
+  return {path: mesh and sharding(mesh, parameter.axes, parameter.shape) for path, parameter in table.items()}
 
 
 def random_parameters(config: Architecture, key: jax.Array, dtype, mesh: jax.sharding.Mesh | None) -> dict:

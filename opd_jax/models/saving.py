@@ -17,8 +17,7 @@ from safetensors.numpy import save_file
 from opd_jax.errors import InputError
 from opd_jax.models.decoder import Model
 from opd_jax.models.huggingface import checkpoint_folder, read_architecture
-from opd_jax.models.parameters import Path as ParameterPath
-from opd_jax.models.parameters import parameter_table
+from opd_jax.models.parameters import ParameterPath, parameter_table
 from opd_jax.models.tensors import INDEX, SINGLE, read_json
 
 # Files beside the weights that belong to a model and are taken over from the checkpoint it came from.

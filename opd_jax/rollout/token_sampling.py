@@ -17,9 +17,7 @@ class Sampling:
   top_p: float = 1.0
 
 
-def sample(
-  logits_bv: jax.Array, keys_b: jax.Array, sampling: Sampling, vocab_size: int
-) -> tuple[jax.Array, jax.Array]:
+def sample(logits_bv: jax.Array, keys_b: jax.Array, sampling: Sampling, vocab_size: int) -> tuple[jax.Array, jax.Array]:
   """Draws a token for each row.
 
   Args:

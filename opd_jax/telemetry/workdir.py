@@ -121,8 +121,9 @@ class RunLog:
     self._append("eval.jsonl", [row])
     if self._files:
       self.evaluations.append(plain(row))
-    prefix = f"eval/{row['set']}/{row['model']}"
-    self._scalars({f"{prefix}/{name}": value for name, value in row.items()}, row["step"])
+    # One set may be evaluated greedily and by samples at the same step: two curves, not one that jumps.
+    prefix = f"eval/{row['set']}/{row['model']}/k{row.get('k', 1)}_t{row.get('temperature', 0)}"
+    self._scalars({f"{prefix}/{name}": row.get(name) for name in ("accuracy", "stderr")}, row["step"])
 
   def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
     """Graded completions: `step, set, model, prompt, completion, answer, correct`."""

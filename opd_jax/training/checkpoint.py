@@ -1,8 +1,8 @@
 """What a run needs to go on as if it had never stopped, in Orbax checkpoints under WORKDIR/checkpoints.
 
-    state     student (float32), optimizer, step
-    progress  step, seed (all random keys are folded from seed, step and row), data position, horizon state,
-              identity of the teacher: a hash, never its weights
+state     student (float32), optimizer, step
+progress  step, seed (all random keys are folded from seed, step and row), data position, horizon state,
+          identity of the teacher: a hash, never its weights
 """
 
 import dataclasses

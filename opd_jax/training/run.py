@@ -87,9 +87,7 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Run:
     evaluator = Evaluator(c, table, mesh, pair.tokenizer, questions, Path(eval_path.partition(":")[0]).stem)
   for path in (c.student.path, c.teacher.path):
     arithmetic.make(path)
-  return Run(
-    c, workdir, mesh, pair, student_path, teacher_path, prompts, evaluator, c.horizon.build(), table
-  )
+  return Run(c, workdir, mesh, pair, student_path, teacher_path, prompts, evaluator, c.horizon.build(), table)
 
 
 def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:

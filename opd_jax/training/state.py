@@ -61,9 +61,7 @@ def state_specs(config: Architecture, optimizer: optax.GradientTransformation, m
 
 def _shapes(config: Architecture, optimizer: optax.GradientTransformation) -> TrainState:
   params = nested({path: jax.ShapeDtypeStruct(p.shape, jnp.float32) for path, p in parameter_table(config).items()})
-  return TrainState(
-    Model(params, config), jax.eval_shape(optimizer.init, params), jax.ShapeDtypeStruct((), jnp.int32)
-  )
+  return TrainState(Model(params, config), jax.eval_shape(optimizer.init, params), jax.ShapeDtypeStruct((), jnp.int32))
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:

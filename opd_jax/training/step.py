@@ -106,7 +106,7 @@ def update(
       "student_entropy": Ratio.of(result.student_entropy, mask),
       "teacher_entropy": Ratio.of(result.teacher_entropy, mask),
       "tokens": Total(mask.sum(dtype=jnp.float32)),
-      "length": Ratio.of(part.completion_mask_bs.sum(1)),
+      "completion_length": Ratio.of(part.completion_mask_bs.sum(1)),
       "truncated": Ratio.of(part.truncated_b),
     }
     return jax.tree.map(lambda g: g.astype(jnp.float32), gradient), metrics
@@ -118,7 +118,7 @@ def update(
 
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.student.params)
   params = optax.apply_updates(state.student.params, updates)
-  metrics["grad_norm"] = Total(optax.global_norm(gradient))
+  metrics["grad_norm"] = Total(optax.tree.norm(gradient))
   state = TrainState(dataclasses.replace(state.student, params=params), opt_state, state.step + 1)
   return _pinned(state, optimizer), metrics
 

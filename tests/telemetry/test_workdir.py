@@ -117,13 +117,14 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
   with RunLog(tmp_path) as log:
     log.step(metrics_row(1, note="text is no scalar", nothing=float("nan")))
     log.evaluation(eval_row(1))
+    log.evaluation(eval_row(1) | {"k": 4, "temperature": 0.7})
   with RunLog(tmp_path, resume_step=0) as log:
     log.step(metrics_row(1))
   found = events(tmp_path)
   scalars = [(event.step, value.tag, value.simple_value) for event in found for value in event.summary.value]
   assert {tag for _, tag, _ in scalars} == {
     *(f"train/{name}" for name in ("loss", "tokens", "seconds_step")),
-    *(f"eval/s/student/{name}" for name in ("k", "temperature", "accuracy", "stderr")),
+    *(f"eval/s/student/{how}/{name}" for how in ("k1_t0", "k4_t0.7") for name in ("accuracy", "stderr")),
   }
   assert [(step, value) for step, tag, value in scalars if tag == "train/loss"] == [(1, 0.25), (1, 0.25)]
   restarts = [event.step for event in found if event.HasField("session_log")]

@@ -1,0 +1,112 @@
+"""Settings of every test process, and a tiny pair of models to run whole jobs with.
+
+They are set before jax starts: eight simulated devices (a single-device test uses the first), and one persistent
+compilation cache for the whole suite, so that a second run compiles nothing twice.
+"""
+
+import json
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
+
+import pytest  # noqa: E402  (jax reads its settings when it starts)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+  """The folder of real data sets, where the machine has it."""
+  folder = Path(os.environ.get("OPD_SHARED", ROOT.parent / "shared")) / "data"
+  if not folder.is_dir():
+    pytest.skip("the shared data sets are not on this machine (OPD_SHARED names their parent)")
+  return folder
+
+
+def write_tokenizer(folder: Path, texts, vocab_size: int, end: str = "<|endoftext|>") -> int:
+  """A byte-level BPE tokenizer trained on `texts`, saved as a Hugging Face folder; returns its size. pad = eos."""
+  from tokenizers import ByteLevelBPETokenizer
+  from transformers import PreTrainedTokenizerFast
+
+  bpe = ByteLevelBPETokenizer()
+  bpe.train_from_iterator(texts, vocab_size=vocab_size, special_tokens=[end], show_progress=False)
+  PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=end, pad_token=end).save_pretrained(folder)
+  return bpe.get_vocab_size()
+
+
+def write_model(folder: Path, vocab_size: int, width: int, seed: int, *, family: str = "qwen3", **fields) -> None:
+  """A random checkpoint of ours beside the tokenizer of `folder`."""
+  import jax
+
+  from opd_jax import models
+
+  config = {
+    "model_type": family,
+    "vocab_size": vocab_size,
+    "hidden_size": width,
+    "intermediate_size": 2 * width,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-6,
+    "eos_token_id": 0,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": True,
+    **fields,
+  }
+  architecture = models.Architecture.from_config(config, str(folder))
+  models.save(models.initialize(architecture, jax.random.key(seed), "float32"), folder, source=folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tmp_path_factory) -> Path:
+  """A folder with student/, teacher/ (wider, its vocabulary padded further) and prompts.jsonl."""
+  folder = tmp_path_factory.mktemp("pair")
+  questions = [
+    f"{name} has {i} apples and buys {i * 7 % 13} more. How many?" for i in range(40) for name in ("Ada", "Bo")
+  ]
+  for name, width, seed in (("student", 32, 0), ("teacher", 64, 1)):
+    size = write_tokenizer(folder / f"{name}-tokenizer", questions, 300)
+    (folder / f"{name}-tokenizer").rename(folder / name)
+    write_model(folder / name, size + (20 if name == "teacher" else 4), width, seed)
+  rows = [{"prompt": question, "answer": str(i)} for i, question in enumerate(questions)]
+  (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return folder
+
+
+CONFIG_FILE = """
+from opd_jax.config import defaults
+
+def get_config(arg=""):
+  c = defaults()
+  c.steps = 4
+  c.student.path = "{pair}/student"
+  c.teacher.path = "{pair}/teacher"
+  c.data.path = "{pair}/prompts.jsonl"
+  c.rollout.prompts_per_step = 8
+  c.rollout.max_prompt = 32
+  c.horizon.kind = "progressive"
+  c.horizon.max = 16
+  c.horizon.start = 4
+  c.horizon.increment = 4
+  c.horizon.every = 1
+  c.horizon.buckets = (8, 16)
+  c.optimizer.learning_rate = 1e-3
+  c.log.tensorboard = False
+  return c
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_pair) -> str:
+  """A config file on the tiny pair: 4 steps, horizons 4 8 12 16, buckets 8 and 16."""
+  path = tiny_pair / "config.py"
+  path.write_text(CONFIG_FILE.format(pair=tiny_pair))
+  return str(path)

@@ -1,0 +1,182 @@
+"""The rollout contract: against transformers' generate, against full forwards, and against itself cut another way."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opd_jax import models
+from opd_jax.programs import ProgramTable
+from opd_jax.rollout import Sampling, generate, sample_completions
+from opd_jax.rollout import sampler as sampler_module
+
+PROMPTS = [[5, 9, 11], [3, 4, 5, 6, 7, 8, 2], [17], [30, 31]]
+
+
+@pytest.fixture(scope="module")
+def model():
+  config = {
+    "model_type": "qwen3",
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.3,
+  }
+  return models.initialize(models.Architecture.from_config(config, "test"), jax.random.key(3), "float32")
+
+
+def completions(rollout):
+  """The generated tokens of each row, padding left out by the mask."""
+  rollout = jax.device_get(rollout)
+  return [row[mask].tolist() for row, mask in zip(rollout.completions_bs, rollout.completion_mask_bs)]
+
+
+def test_shapes_masks_and_left_padding(model):
+  out = jax.device_get(generate(model, PROMPTS, horizon=5, bucket=8, temperature=1.0, seed=1, eos_ids=[]))
+  assert out.tokens_bs.shape == (4, 7 + 8) and out.tokens_bs.dtype == np.int32
+  assert out.prompt_mask_bp.sum(1).tolist() == [3, 7, 1, 2]
+  for row, mask, prompt in zip(out.prompts_bp, out.prompt_mask_bp, PROMPTS):
+    assert row[mask].tolist() == prompt and mask[-len(prompt) :].all()
+  assert (out.completion_mask_bs == (np.arange(8) < 5)).all() and out.truncated_b.all()
+  assert (out.behaviour_logprob_bs[:, 5:] == 0).all()
+
+
+@pytest.mark.parametrize(
+  "family, fields",
+  [
+    ("qwen3", {"tie_word_embeddings": True, "head_dim": 16}),
+    ("qwen2", {"tie_word_embeddings": False}),
+    (
+      "llama",
+      {
+        "rope_parameters": {
+          "rope_type": "llama3",
+          "rope_theta": 1e4,
+          "factor": 4.0,
+          "low_freq_factor": 1.0,
+          "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 32,
+        }
+      },
+    ),
+  ],
+)
+def test_greedy_over_64_tokens_equals_transformers(tmp_path, family, fields):
+  torch = pytest.importorskip("torch")
+  from transformers import AutoConfig, AutoModelForCausalLM
+
+  torch.manual_seed(0)
+  sizes = dict(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    initializer_range=0.3,
+    eos_token_id=None,
+    bos_token_id=None,
+  )
+  reference = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**sizes, **fields})).eval()
+  reference.save_pretrained(tmp_path)
+  out = generate(
+    models.load(tmp_path, dtype="float32"), PROMPTS, horizon=64, bucket=64, temperature=0.0, seed=0, eos_ids=[]
+  )
+  for prompt, ours in zip(PROMPTS, completions(out)):
+    theirs = reference.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=64, pad_token_id=0)
+    assert ours == theirs[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_behaviour_logprob_is_that_of_a_full_forward(model, temperature):
+  out = generate(model, PROMPTS, horizon=12, bucket=16, temperature=temperature, top_p=0.8, seed=4, eos_ids=[1, 2])
+  logprobs = np.asarray(out.behaviour_logprob_bs)
+  for row, (prompt, tokens) in enumerate(zip(PROMPTS, completions(out))):
+    logits = np.asarray(models.logits(model, [prompt + tokens]), np.float64)[0, len(prompt) - 1 : -1] / temperature
+    exact = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    np.testing.assert_allclose(logprobs[row, : len(tokens)], exact[np.arange(len(tokens)), tokens], atol=1e-5)
+
+
+def test_order_bucket_and_padding_change_no_token(model):
+  settings = dict(horizon=10, temperature=1.0, seed=7, eos_ids=[0])
+  expected = completions(generate(model, PROMPTS, bucket=10, **settings))
+  assert completions(generate(model, PROMPTS[::-1], bucket=10, **settings))[::-1] == expected
+  assert completions(generate(model, PROMPTS, bucket=32, **settings)) == expected
+  longer = completions(generate(model, [*PROMPTS, list(range(1, 20))], bucket=10, **settings))
+  assert longer[:4] == expected
+  assert completions(generate(model, PROMPTS[2:3], bucket=10, **settings)) == expected[2:3]
+
+
+def test_equal_prompts_in_one_batch_are_different_samples(model):
+  rows = completions(generate(model, [PROMPTS[0]] * 6, horizon=10, bucket=10, temperature=1.0, seed=7, eos_ids=[]))
+  assert len({tuple(row) for row in rows}) == 6
+
+
+def test_every_horizon_runs_in_one_program_and_is_a_prefix_of_the_longest(model):
+  settings = dict(bucket=16, temperature=1.0, seed=2, eos_ids=[0, 5])
+  sampler_module._table.cache_clear()
+  longest = completions(generate(model, PROMPTS, horizon=16, **settings))
+  for horizon in range(1, 17):
+    out = generate(model, PROMPTS, horizon=horizon, **settings)
+    assert completions(out) == [row[:horizon] for row in longest]
+    ended = [len(row) <= horizon and row[-1] in (0, 5) for row in longest]
+    assert (~np.asarray(out.truncated_b)).tolist() == ended
+  (table,) = [sampler_module._table(np.dtype("float32"), Sampling(1.0), (0, 5), 40, None)]
+  assert [(c.program, c.bucket) for c in table.compiles] == [("generate", 16)]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sets(st.integers(0, 39), min_size=1, max_size=12), st.integers(0, 3))
+def test_a_row_ends_with_the_first_end_of_sequence_inclusive(model, ends, seed):
+  """pad = eos included: id 0 fills the buffer, and is among the ends in some examples."""
+  free = completions(generate(model, PROMPTS, horizon=16, bucket=16, temperature=1.0, seed=seed, eos_ids=[]))
+  ends = tuple(sorted(ends | {0}))[:1] if len(ends) < 3 else (0, 7, 21)  # few different programs to compile
+  out = generate(model, PROMPTS, horizon=16, bucket=16, temperature=1.0, seed=seed, eos_ids=ends)
+  for whole, cut, truncated in zip(free, completions(out), np.asarray(out.truncated_b)):
+    at = next((i for i, token in enumerate(whole) if token in ends), None)
+    assert cut == (whole if at is None else whole[: at + 1])
+    assert truncated == (at is None)
+
+
+def test_samples_of_a_prompt_share_a_prefill_and_equal_rows_of_their_own(model):
+  table = ProgramTable()
+  static = dict(dtype=np.dtype("float32"), sampling=Sampling(1.0), eos_ids=(0,), vocab_size=40)
+  table.define("r", lambda *args, bucket: sample_completions(*args, bucket=bucket, **static))
+  tokens, mask = sampler_module.pad_left(PROMPTS, 8)
+  numbers = (np.int32(6), np.uint32(1), np.uint32(2))
+  rows = np.arange(12, dtype=np.uint32)
+  shared = table.run("r", 8, model, tokens, mask, *numbers, rows)
+  apart = table.run("r", 8, model, np.repeat(tokens, 3, 0), np.repeat(mask, 3, 0), *numbers, rows)
+  assert completions(shared) == completions(apart)
+  assert np.array_equal(shared.tokens_bs, apart.tokens_bs)
+
+
+def test_step_and_seed_change_the_samples_and_nothing_else_does(model):
+  table = ProgramTable()
+  static = dict(dtype=np.dtype("float32"), sampling=Sampling(1.0), eos_ids=(), vocab_size=40)
+  table.define("r", lambda *args, bucket: sample_completions(*args, bucket=bucket, **static))
+  tokens, mask = sampler_module.pad_left(PROMPTS, 8)
+  rows = np.arange(4, dtype=np.uint32)
+
+  def run(seed, step, rows=rows):
+    return completions(table.run("r", 8, model, tokens, mask, np.int32(8), np.uint32(seed), np.uint32(step), rows))
+
+  assert run(1, 2) == run(1, 2)
+  assert run(1, 2) != run(1, 3) and run(1, 2) != run(2, 2)
+  # Each row has a key of its own: changing one row's leaves the other rows alone.
+  changed = run(1, 2, np.array([0, 1, 99, 3], np.uint32))
+  assert [changed[i] == run(1, 2)[i] for i in range(4)] == [True, True, False, True]
+
+
+@pytest.mark.parametrize("horizon, prompts", [(0, PROMPTS), (9, PROMPTS), (4, [[1], []]), (4, [])])
+def test_impossible_requests_are_refused(model, horizon, prompts):
+  with pytest.raises(ValueError):
+    generate(model, prompts, horizon=horizon, bucket=8, temperature=1.0, seed=0, eos_ids=[])

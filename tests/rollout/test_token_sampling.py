@@ -1,0 +1,76 @@
+"""Drawing a token, against the written definitions of temperature, top-k and top-p in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opd_jax.rollout.token_sampling import Sampling, sample
+
+
+def kept_set(logits, temperature, k, p):
+  """The ids that may be drawn, by definition: top-k first, then the smallest most probable set of mass >= p."""
+  scaled = np.asarray(logits, np.float64) / temperature
+  order = np.argsort(-scaled, kind="stable")
+  order = order[:k] if k else order
+  weights = np.exp(scaled[order] - scaled[order].max())
+  mass = np.cumsum(weights / weights.sum())
+  return set(order[: int(np.searchsorted(mass, p - 1e-9) + 1)].tolist()) if p < 1 else set(order.tolist())
+
+
+def draws(logits, sampling, vocab_size, count, seed=0):
+  keys = jax.random.split(jax.random.key(seed), count)
+  logits = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (count, len(logits)))
+  tokens, logprobs = sample(logits, keys, sampling, vocab_size)
+  return np.asarray(tokens), np.asarray(logprobs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+  st.lists(st.integers(-60, 60), min_size=12, max_size=12, unique=True),
+  st.sampled_from([0.5, 1.0, 2.0]),
+  st.integers(0, 12),
+  st.sampled_from([0.05, 0.5, 0.9, 1.0]),
+  st.integers(0, 2**31 - 1),
+)
+def test_only_tokens_of_the_kept_set_are_drawn_and_logprob_ignores_the_cut(integers, temperature, k, p, seed):
+  logits = np.array(integers) / 10
+  tokens, logprobs = draws(logits, Sampling(temperature, k, p), 12, 64, seed)
+  assert set(tokens.tolist()) <= kept_set(logits, temperature, k, p)
+  scaled = logits.astype(np.float64) / temperature
+  expected = scaled - scaled.max() - np.log(np.exp(scaled - scaled.max()).sum())
+  np.testing.assert_allclose(logprobs, expected[tokens], atol=2e-6)
+
+
+def test_frequencies_are_those_of_the_renormalised_softmax():
+  logits = np.array([1.0, 0.3, -0.5, 2.0, 0.0])
+  tokens, _ = draws(logits, Sampling(0.7, 3, 1.0), 5, 20_000)
+  weights = np.exp(logits / 0.7)
+  weights[[2, 4]] = 0  # top-3 keeps ids 3, 0, 1
+  np.testing.assert_allclose(np.bincount(tokens, minlength=5) / 20_000, weights / weights.sum(), atol=0.012)
+
+
+def test_padded_ids_are_never_drawn_and_take_no_mass():
+  logits = np.array([0.0, 1.0, 50.0, 60.0])
+  for sampling in (Sampling(1.0), Sampling(0.0), Sampling(1.0, 1), Sampling(1.0, 0, 0.5)):
+    tokens, logprobs = draws(logits, sampling, 2, 200)
+    assert set(tokens.tolist()) <= {0, 1}
+    np.testing.assert_allclose(logprobs, np.array([-1.3132617, -0.3132617])[tokens], atol=1e-6)
+
+
+def test_greedy_is_the_argmax_with_the_logprob_of_temperature_one():
+  tokens, logprobs = draws([0.1, 3.0, 2.9], Sampling(0.0), 3, 4)
+  assert tokens.tolist() == [1] * 4
+  exact = np.array([0.1, 3.0, 2.9])
+  np.testing.assert_allclose(logprobs, 3.0 - np.log(np.exp(exact).sum()), atol=1e-6)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(1.0, 4, 0.8)])
+def test_a_row_does_not_depend_on_its_neighbours(sampling):
+  logits = jax.random.normal(jax.random.key(1), (6, 32))
+  keys = jax.random.split(jax.random.key(2), 6)
+  together, _ = sample(logits, keys, sampling, 32)
+  alone = [int(sample(logits[i : i + 1], keys[i : i + 1], sampling, 32)[0][0]) for i in range(6)]
+  assert together.tolist() == alone
