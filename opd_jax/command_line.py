@@ -71,7 +71,10 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> configs.Config:
   """
   if not spec:
     raise InputError("--config is missing: give --config=FILE.py, for instance --config=configs/quickstart.py")
-  values = _merged(_execute(spec))
+  try:
+    values = _merged(_execute(spec))
+  except InputError as error:
+    raise InputError(f"config file {spec}: {error}") from error
   buckets = values.horizon.buckets
   with values.unlocked(), values.ignore_type():  # one flag type for a name and for rungs: text
     values.horizon.buckets = buckets if isinstance(buckets, str) else ",".join(str(rung) for rung in buckets)
@@ -94,29 +97,27 @@ def _merged(values: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def _execute(spec: str) -> ml_collections.ConfigDict:
   path, _, argument = spec.partition(":")
   if not os.path.isfile(path):
-    raise InputError(f"config file {path} does not exist: give --config=FILE.py[:argument]")
+    raise InputError("it does not exist: give --config=FILE.py[:argument]")
   module_spec = importlib.util.spec_from_file_location("opd_jax_config_file", path)
   if module_spec is None or module_spec.loader is None:
-    raise InputError(f"config file {path} is not a Python file: its name must end in .py")
+    raise InputError("it is not a Python file: its name must end in .py")
   module = importlib.util.module_from_spec(module_spec)
   try:
     module_spec.loader.exec_module(module)
     get_config = getattr(module, "get_config", None)
     if get_config is None:
-      raise InputError(f"config file {path} has no get_config(): it must define get_config(arg='')")
+      raise InputError("it has no get_config(): it must define get_config(arg='')")
     if argument and not inspect.signature(get_config).parameters:
-      raise InputError(f"config file {path} takes no argument, but {argument!r} was given after the colon")
+      raise InputError(f"its get_config takes no argument, but {argument!r} was given after the colon")
     values = get_config(argument) if argument else get_config()
-  except InputError as error:
-    raise InputError(f"config file {path}: {error}") from error
+  except InputError:
+    raise
   except (Exception, SystemExit) as error:  # a config file is somebody's program: whatever it raises is bad input
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else (lines or [None])[-1]
-    raise InputError(
-      f"config file {path}{f', line {line}' if line else ''}: {type(error).__name__}: {error}"
-    ) from error
+    raise InputError(f"{f'line {line}: ' if line else ''}{type(error).__name__}: {error}") from error
   if not isinstance(values, ml_collections.ConfigDict):
-    raise InputError(f"config file {path}: get_config() gave {type(values).__name__}, not an ml_collections.ConfigDict")
+    raise InputError(f"get_config() gave {type(values).__name__}, not an ml_collections.ConfigDict")
   return values
 
 

@@ -28,19 +28,18 @@ def shared_data() -> Path:
   return folder
 
 
-def write_tokenizer(folder: Path, texts, vocab_size: int, end: str = "<|endoftext|>") -> int:
-  """A byte-level BPE tokenizer trained on `texts`, saved as a Hugging Face folder; returns its size. pad = eos."""
+def train_tokenizer(texts, vocab_size: int, end: str = "<|endoftext|>"):
+  """A byte-level BPE tokenizer of transformers, trained on `texts`; pad = eos."""
   from tokenizers import ByteLevelBPETokenizer
   from transformers import PreTrainedTokenizerFast
 
   bpe = ByteLevelBPETokenizer()
   bpe.train_from_iterator(texts, vocab_size=vocab_size, special_tokens=[end], show_progress=False)
-  PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=end, pad_token=end).save_pretrained(folder)
-  return bpe.get_vocab_size()
+  return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=end, pad_token=end)
 
 
 def write_model(folder: Path, vocab_size: int, width: int, seed: int, *, family: str = "qwen3", **fields) -> None:
-  """A random checkpoint of ours beside the tokenizer of `folder`."""
+  """A random checkpoint of ours in Hugging Face format, without a tokenizer."""
   import jax
 
   from opd_jax import models
@@ -62,7 +61,7 @@ def write_model(folder: Path, vocab_size: int, width: int, seed: int, *, family:
     **fields,
   }
   architecture = models.Architecture.from_config(config, str(folder))
-  models.save(models.initialize(architecture, jax.random.key(seed), "float32"), folder, source=folder)
+  models.save(models.initialize(architecture, jax.random.key(seed), "float32"), folder)
 
 
 @pytest.fixture(scope="session")
@@ -72,10 +71,10 @@ def tiny_pair(tmp_path_factory) -> Path:
   questions = [
     f"{name} has {i} apples and buys {i * 7 % 13} more. How many?" for i in range(40) for name in ("Ada", "Bo")
   ]
-  for name, width, seed in (("student", 32, 0), ("teacher", 64, 1)):
-    size = write_tokenizer(folder / f"{name}-tokenizer", questions, 300)
-    (folder / f"{name}-tokenizer").rename(folder / name)
-    write_model(folder / name, size + (20 if name == "teacher" else 4), width, seed)
+  tokenizer = train_tokenizer(questions, 300)
+  for name, padding, width, seed in (("student", 4, 32, 0), ("teacher", 20, 64, 1)):
+    write_model(folder / name, len(tokenizer) + padding, width, seed)
+    tokenizer.save_pretrained(folder / name)
   rows = [{"prompt": question, "answer": str(i)} for i, question in enumerate(questions)]
   (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   return folder

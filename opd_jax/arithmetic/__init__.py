@@ -1,23 +1,13 @@
-"""STUB by the lead, to be replaced by the arithmetic helper. The training room (training/run.py) calls exactly these
-three names, in this order; the split exists because bad input must end within 20 s, before anything is trained:
+"""The default task that needs no download: running sums modulo five, with a teacher and two students made on the spot.
 
-  is_embedded(path) -> bool         does it start with "arithmetic:"? (raises nothing)
-  outline(path) -> str              any other path untouched; for an embedded one: the real path, after writing what costs
-                                    no training (config.json, generation_config.json, tokenizer files, train.jsonl,
-                                    eval.jsonl) into the cache folder; unknown names: InputError with the nearest
-  make(path) -> str                 the same real path, after making the weights (safetensors) where they are not there yet
+task          problems as text: prompt, chain of thought, and the students' two wrong rules
+tokenizer     one token a character, as a Hugging Face tokenizer
+recipe        every number that decides what the models become, and its hash
+pretraining   from a recipe to weights
+store         `arithmetic:uniform/teacher` and its like -> files in a cache folder, made on first use
 """
 
+from opd_jax.arithmetic.recipe import Recipe
+from opd_jax.arithmetic.store import is_embedded, make, outline
 
-def is_embedded(path: str) -> bool:
-  return path.startswith("arithmetic:")
-
-
-def outline(path: str) -> str:
-  if is_embedded(path):
-    raise NotImplementedError(path)
-  return path
-
-
-def make(path: str) -> str:
-  return outline(path)
+__all__ = ["Recipe", "is_embedded", "make", "outline"]

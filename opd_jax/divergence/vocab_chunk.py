@@ -15,7 +15,7 @@ from opd_jax.divergence import passes
 from opd_jax.divergence.blocks import Blocks, accumulator_dtype, cut
 from opd_jax.divergence.problem import Inputs, Problem
 
-_BLOCK = 2048
+BLOCK = 2048
 
 
 def rows_and_coefficients(problem: Problem, inputs: Inputs, axis: str | None = None):
@@ -38,4 +38,4 @@ def gradients(
 
 
 def _blocks(problem: Problem, inputs: Inputs, axis: str | None) -> Blocks:
-  return cut(problem, inputs, _BLOCK, axis)
+  return cut(problem, inputs, BLOCK, axis)

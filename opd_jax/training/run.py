@@ -7,6 +7,7 @@ for and not there yet.
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -56,13 +57,15 @@ class Run:
   table: ProgramTable
 
 
-def open_run(config: Config, workdir: str | os.PathLike) -> Run:
+def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.Device] | None = None) -> Run:
   """Checks all input, reads tokenizers and prompts, and makes the embedded models where they are asked for.
+
+  `devices`: those of the mesh; None: all there are.
 
   Raises InputError; nothing in the workdir has been touched then.
   """
   c, workdir = config, Path(workdir)
-  mesh = make_mesh((c.mesh.data, c.mesh.fsdp, c.mesh.tensor))
+  mesh = make_mesh((c.mesh.data, c.mesh.fsdp, c.mesh.tensor), devices)
   _check_rows(c, mesh)
   _check_workdir(c, workdir)
   for field, path in (("data.path", c.data.path), ("eval.path", c.eval.path)):

@@ -83,7 +83,7 @@ def test_a_bad_flag_is_one_line_that_names_it(tmp_path, override, words):
 @pytest.mark.parametrize(
   "body, words",
   [
-    ("c.stepz = 3", ["line 5", "stepz"]),
+    ("c.stepz = 3", ["stepz", "`steps`"]),
     ('c.steps = "many"', ["steps"]),
     ("raise RuntimeError('no disk')", ["line 5", "RuntimeError", "no disk"]),
     ("import sys; sys.exit(3)", ["SystemExit"]),

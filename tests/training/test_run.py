@@ -1,0 +1,183 @@
+"""Whole runs of the tiny pair, in process: resuming, what the workdir holds, programs compiled, memory."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from opd_jax.command_line import load_config
+from opd_jax.errors import InputError
+from opd_jax.training import open_run, train
+
+TIMES = ("seconds_", "compiles", "unplanned_compiles")
+
+
+def run(config_file, workdir, *flags, devices=1):
+  opened = open_run(load_config(config_file, list(flags)), workdir, jax.devices()[:devices])
+  train(opened)
+  return opened
+
+
+def rows(path):
+  """The rows of a jsonl file without what a clock or the process's history wrote."""
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  return [{k: v for k, v in line.items() if not k.startswith(TIMES) and k != "seconds"} for line in lines]
+
+
+def saved_arrays(workdir, step):
+  with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+    state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_pair, tiny_config):
+  return tiny_config, [
+    "--config.steps=10",
+    "--config.horizon.every=3",
+    f"--config.eval.path={tiny_pair}/prompts.jsonl",
+    "--config.eval.prompts=8",
+    "--config.eval.batch=8",
+    "--config.eval.every=5",
+    "--config.eval.samples=2",
+    "--config.optimizer.micro_batches=2",
+  ]
+
+
+@pytest.fixture(scope="module")
+def whole(evaluated, tmp_path_factory):
+  """Ten steps in one go, on one device."""
+  workdir = tmp_path_factory.mktemp("whole")
+  config, flags = evaluated
+  return run(config, workdir, *flags), workdir
+
+
+def test_ten_steps_equal_five_and_resume_and_five_bit_for_bit(evaluated, whole, tmp_path):
+  config, flags = evaluated
+  _, expected = whole
+  run(config, tmp_path, *flags, "--config.steps=5")
+  assert len(rows(tmp_path / "metrics.jsonl")) == 5
+  run(config, tmp_path, *flags)
+  assert rows(tmp_path / "metrics.jsonl") == rows(expected / "metrics.jsonl")
+  assert rows(tmp_path / "eval.jsonl") == rows(expected / "eval.jsonl")
+  assert rows(tmp_path / "samples.jsonl") == rows(expected / "samples.jsonl")
+  ours, theirs = saved_arrays(tmp_path, 10), saved_arrays(expected, 10)
+  assert ours.keys() == theirs.keys()
+  for name in ours:
+    np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def test_a_run_killed_after_its_checkpoint_writes_no_step_twice(evaluated, whole, tmp_path):
+  """Rows after the checkpoint, and a torn one, are what a kill leaves."""
+  config, flags = evaluated
+  _, expected = whole
+  shutil.copytree(expected, tmp_path / "w")
+  shutil.rmtree(tmp_path / "w" / "checkpoints" / "10")
+  run(config, tmp_path / "x", *flags, "--config.steps=5")
+  shutil.rmtree(tmp_path / "w" / "checkpoints")
+  shutil.copytree(tmp_path / "x" / "checkpoints", tmp_path / "w" / "checkpoints")
+  with open(tmp_path / "w" / "metrics.jsonl", "a") as file:
+    file.write('{"step": 11, "lo')
+  run(config, tmp_path / "w", *flags)
+  assert rows(tmp_path / "w" / "metrics.jsonl") == rows(expected / "metrics.jsonl")
+
+
+def test_the_workdir_holds_what_the_design_says(whole):
+  opened, workdir = whole
+  metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert [row["step"] for row in metrics] == list(range(1, 11))
+  for row in metrics:
+    parts = row["seconds_rollout"] + row["seconds_update"] + row["seconds_compile"]
+    assert 0 < parts <= row["seconds_step"]
+    assert np.isfinite([row["loss"], row["grad_norm"], row["student_entropy"], row["teacher_entropy"]]).all()
+    assert 0 < row["tokens"] <= 8 * row["horizon"]
+  assert [row["horizon"] for row in metrics] == [4, 4, 4, 8, 8, 8, 12, 12, 12, 16]
+  assert [row["bucket"] for row in metrics] == [8] * 6 + [16] * 4
+  evaluations = rows(workdir / "eval.jsonl")
+  assert {(row["step"], row["model"], row["k"], row["temperature"]) for row in evaluations} == {
+    (step, model, k, t)
+    for step, model in ((0, "teacher"), (0, "student"), (5, "student"), (10, "student"))
+    for k, t in ((1, 0.0), (2, 1.0))
+  }
+  assert json.loads((workdir / "config.json").read_text())["steps"] == 10
+  assert opened.prompts.dropped_long == 0
+
+
+def test_each_program_is_compiled_once_per_bucket_and_nothing_else_is(whole):
+  opened, workdir = whole
+  compiled = [(c.program, c.bucket) for c in opened.table.compiles]
+  assert sorted(compiled) == sorted(
+    [("rollout", 8), ("rollout", 16), ("update", 8), ("update", 16)]
+    + [("evaluate_greedy", 16), ("evaluate_sampled", 16)] * 2  # the teacher is another architecture
+  )
+  last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+  assert last["compiles"] == len(compiled) and last["unplanned_compiles"] == 0
+
+
+def test_nothing_left_to_do_is_said_and_changes_nothing(evaluated, whole, capsys):
+  config, flags = evaluated
+  _, workdir = whole
+  before = (workdir / "metrics.jsonl").read_bytes(), (workdir / "eval.jsonl").read_bytes()
+  opened = run(config, workdir, *flags)
+  assert "nothing left to do" in capsys.readouterr().out and not opened.table.compiles
+  assert before == ((workdir / "metrics.jsonl").read_bytes(), (workdir / "eval.jsonl").read_bytes())
+
+
+def test_a_workdir_of_another_config_is_refused_and_left_alone(evaluated, whole):
+  config, flags = evaluated
+  _, workdir = whole
+  before = {path: path.read_bytes() for path in workdir.glob("*.json*")}
+  for change, name in (
+    ("--config.seed=5", "seed"),
+    ("--config.horizon.rho=0.5", "horizon.rho"),
+    ("--config.optimizer.schedule=cosine", "optimizer.schedule"),
+  ):
+    with pytest.raises(InputError, match=f"another config.*{name}"):
+      run(config, workdir, *flags, change)
+  assert before == {path: path.read_bytes() for path in workdir.glob("*.json*")}
+
+
+def test_another_teacher_in_the_same_place_is_noticed(tiny_pair, evaluated, tmp_path):
+  config, flags = evaluated
+  moved = tmp_path / "teacher"
+  shutil.copytree(tiny_pair / "teacher", moved)
+  flags = [*flags, "--config.eval.path=", f"--config.teacher.path={moved}"]
+  run(config, tmp_path / "w", *flags, "--config.steps=1")
+  weights = moved / "model.safetensors"
+  data = bytearray(weights.read_bytes())
+  data[-3] ^= 1
+  weights.write_bytes(data)
+  with pytest.raises(InputError, match="not the teacher"):
+    run(config, tmp_path / "w", *flags, "--config.steps=2")
+
+
+def test_eight_devices_take_the_steps_of_one(evaluated, whole, tmp_path):
+  """From the same parameters the same tokens; the loss up to the order of float32 sums."""
+  config, flags = evaluated
+  _, expected = whole
+  mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+  run(config, tmp_path, *flags, *mesh, "--config.steps=3", "--config.eval.path=", devices=8)
+  for ours, theirs in zip(rows(tmp_path / "metrics.jsonl"), rows(expected / "metrics.jsonl")):
+    assert ours["tokens"] == theirs["tokens"]
+    np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "flags, words",
+  [
+    (["--config.mesh.data=3"], "does not multiply"),
+    (["--config.optimizer.micro_batches=4"], "micro-batch is 2.*multiple of 8"),
+    (["--config.rollout.max_prompt=2"], "shortest"),
+    (["--config.data.prompt_field=promt"], "prompt"),
+    (["--config.data.path=/nowhere/x.jsonl"], "does not exist"),
+    (["--config.eval.path=/nowhere/x.jsonl"], "eval.path"),
+    (["--config.student.path=/nowhere/model"], "/nowhere/model"),
+  ],
+)
+def test_bad_input_is_refused_before_anything_is_made(tiny_config, tmp_path, flags, words):
+  with pytest.raises(InputError, match=words):
+    run(tiny_config, tmp_path / "w", *flags, devices=8)
+  assert not (tmp_path / "w").exists()
