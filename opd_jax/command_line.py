@@ -21,6 +21,8 @@ from ml_collections import config_flags
 from opd_jax import config as configs
 from opd_jax.errors import InputError, nearest
 
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: config, metrics, checkpoints, report.")
+
 
 def run(main: Callable[[configs.Config], None]) -> None:
   """Parses the command line, calls `main(config)` and exits: 0 done, 2 bad input, 130 interrupted."""
@@ -36,6 +38,11 @@ def run(main: Callable[[configs.Config], None]) -> None:
 def run_without_config(main: Callable[[Sequence[str]], None]) -> None:
   """The same for a command without a config; `main` gets the positional arguments."""
   _exit(lambda arguments: main(_parse(arguments, positional=True)))
+
+
+def workdir() -> str:
+  """The value of --workdir, the one flag that several commands have."""
+  return required(_WORKDIR, "runs/my_run")
 
 
 def required(flag: flags.FlagHolder, example: str) -> str:

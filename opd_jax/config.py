@@ -115,6 +115,7 @@ class Eval:
   prompts: int = 0  # evaluate at most this many; 0 for all
   batch: int = 64  # prompts a batch
   every: int = 0  # steps; 0: only at the end
+  first: int = 0  # also after each of this many steps at the start, where most may happen
   baseline: bool = True  # also before the first step: the student as it came, and the teacher as the ceiling
   greedy: bool = True
   samples: int = 0  # avg@k: this many sampled completions a prompt; 0: greedy alone
@@ -298,6 +299,7 @@ def _check(config: Config) -> None:
     (c.checkpoint.every >= 1, "checkpoint.every", positive),
     (c.checkpoint.keep >= 1, "checkpoint.keep", positive),
     (c.eval.every >= 0, "eval.every", "0 (only at the end) or more"),
+    (c.eval.first >= 0, "eval.first", "0 or more"),
     (c.eval.prompts >= 0, "eval.prompts", "0 (all) or more"),
     (c.eval.batch >= 1, "eval.batch", positive),
     (c.eval.samples >= 0, "eval.samples", "0 (greedy alone) or more"),

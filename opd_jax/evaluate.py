@@ -6,7 +6,6 @@ python -m opd_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickst
 import sys
 
 import jax.numpy as jnp
-from absl import flags
 
 from opd_jax import command_line, models
 from opd_jax.config import Config
@@ -17,12 +16,9 @@ from opd_jax.telemetry.record import read_run
 from opd_jax.telemetry.workdir import RunLog
 from opd_jax.training import open_run, restore_student
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a run that has a checkpoint.")
-
 
 def main(config: Config) -> None:
-  workdir = command_line.required(_WORKDIR, "runs/my_run")
-  run = open_run(config, workdir)
+  run = open_run(config, command_line.workdir())
   if run.evaluator is None:
     raise InputError("config.eval.path is empty: name a file of prompts with answers")
   student, step = restore_student(run)

@@ -14,14 +14,13 @@ from opd_jax.errors import InputError
 from opd_jax.telemetry.workdir import read_config
 from opd_jax.training import open_run, restore_student
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a run that has a checkpoint.")
 _OUT = flags.DEFINE_string("out", "", "Folder to write.")
 
 
 def main(arguments: Sequence[str]) -> None:
   if arguments:
     raise InputError(f"unexpected argument {arguments[0]!r}: options look like --name=value")
-  workdir, out = command_line.required(_WORKDIR, "runs/my_run"), command_line.required(_OUT, "runs/my_model")
+  workdir, out = command_line.workdir(), command_line.required(_OUT, "runs/my_model")
   saved = read_config(workdir)
   if not saved:
     raise InputError(f"{workdir} has no config.json: give the --workdir of a run")

@@ -8,7 +8,6 @@ The same command again goes on from the newest checkpoint of the workdir.
 import sys
 
 import jax
-from absl import flags
 
 from opd_jax import command_line
 from opd_jax.config import Config
@@ -19,13 +18,10 @@ from opd_jax.telemetry.record import read_run
 from opd_jax.telemetry.workdir import make_workdir, write_command
 from opd_jax.training import open_run, train
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: config, metrics, checkpoints, report.")
-
 
 def main(config: Config) -> None:
-  workdir = command_line.required(_WORKDIR, "runs/my_run")
   jax.config.update("jax_debug_nans", config.debug.nans)
-  run = open_run(config, workdir)
+  run = open_run(config, command_line.workdir())
   write_command(make_workdir(run.workdir), "opd_jax.train", sys.argv[1:])
   use_compilation_cache(run.workdir / "compilation_cache")
   train(run)

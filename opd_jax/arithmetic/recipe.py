@@ -80,3 +80,6 @@ class Recipe:
       "eos_token_id": END_ID,
     }
     return Architecture.from_config(config, "the arithmetic recipe")
+
+
+DEFAULT = Recipe()

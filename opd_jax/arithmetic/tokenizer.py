@@ -10,7 +10,7 @@ import numpy as np
 from opd_jax.arithmetic.task import BASE, LETTERS
 
 END, UNKNOWN = "<eos>", "<unk>"
-VOCABULARY = (END, UNKNOWN, *map(str, range(BASE)), *LETTERS, "=", ":")
+VOCABULARY = (*map(str, range(BASE)), *LETTERS, "=", ":", END, UNKNOWN)
 END_ID = VOCABULARY.index(END)
 
 
@@ -27,7 +27,7 @@ def save_tokenizer(folder: str | os.PathLike) -> None:
   from transformers import PreTrainedTokenizerFast
 
   tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token=UNKNOWN))
-  tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(?s)."), "isolated")
+  tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
   tokenizer.decoder = decoders.Fuse()
   PreTrainedTokenizerFast(
     tokenizer_object=tokenizer, eos_token=END, pad_token=END, unk_token=UNKNOWN, clean_up_tokenization_spaces=False

@@ -13,7 +13,7 @@ from opd_jax.divergence import reference
 from opd_jax.divergence.gradient_rule import Plan, fused
 from opd_jax.divergence.problem import KINDS, REPAIRS, SUPPORTS, Divergence, Inputs, Problem, Scores
 
-IMPLEMENTATIONS = ("auto", "reference", "token_chunk", "vocab_chunk")
+IMPLEMENTATIONS = ("auto", "reference", "token_chunk", "vocab_chunk", "pallas_tpu")
 
 
 def divergence(

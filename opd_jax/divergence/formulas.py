@@ -17,8 +17,25 @@ from jax import lax
 from opd_jax.divergence.problem import MASKED, Problem
 
 
+class Normaliser(NamedTuple):
+  """A log-normaliser in two parts, each [T]: their sum would round away digits of `log` where the logits are large."""
+
+  max: jax.Array
+  log: jax.Array  # log sum exp(logit - max)
+
+  @property
+  def logsumexp(self) -> jax.Array:
+    """The log-normaliser itself."""
+    return self.max + self.log
+
+  def log_probability(self, logits: jax.Array) -> jax.Array:
+    """Of logits [T] or [T, N]."""
+    over = (...,) + (None,) * (logits.ndim - 1)
+    return (logits - self.max[over]) - self.log[over]
+
+
 class Statistics(NamedTuple):
-  """Running sums over the vocabulary seen so far, each [T]. With e = exp(z - m_s), f = exp(y - m_t):"""
+  """Running sums over the vocabulary seen so far, each [T] or [T, 1]. With e = exp(z - m_s), f = exp(y - m_t):"""
 
   student_max: jax.Array  # m_s
   student_sum: jax.Array  # sum e
@@ -29,14 +46,14 @@ class Statistics(NamedTuple):
   cross: jax.Array  # reverse_kl: sum e ((z - m_s) - (y - m_t)); forward_kl: sum f ((y - m_t) - (z - m_s)); else 0
 
   @property
-  def student_logsumexp(self) -> jax.Array:
-    """S."""
-    return self.student_max + jnp.log(self.student_sum)
+  def student(self) -> Normaliser:
+    """Of the student's logits."""
+    return Normaliser(self.student_max, jnp.log(self.student_sum))
 
   @property
-  def teacher_logsumexp(self) -> jax.Array:
-    """Q."""
-    return self.teacher_max + jnp.log(self.teacher_sum)
+  def teacher(self) -> Normaliser:
+    """Of the teacher's logits."""
+    return Normaliser(self.teacher_max, jnp.log(self.teacher_sum))
 
   @property
   def student_entropy(self) -> jax.Array:
@@ -49,9 +66,9 @@ class Statistics(NamedTuple):
     return jnp.log(self.teacher_sum) - self.teacher_moment / self.teacher_sum
 
 
-def start(tokens: int, dtype) -> Statistics:
-  """Statistics of an empty vocabulary."""
-  low, zero = jnp.full((tokens,), MASKED, dtype), jnp.zeros((tokens,), dtype)
+def start(shape: tuple[int, ...], dtype) -> Statistics:
+  """Statistics of an empty vocabulary, each of `shape`: (T,), or (T, 1) in the kernels."""
+  low, zero = jnp.full(shape, MASKED, dtype), jnp.zeros(shape, dtype)
   return Statistics(low, zero, zero, low, zero, zero, zero)
 
 
@@ -79,24 +96,35 @@ def _relative_to(problem: Problem, seen: Statistics, student_max: jax.Array, tea
 
 
 def update(problem: Problem, seen: Statistics, z: jax.Array, y: jax.Array) -> Statistics:
-  """Adds a block of logits z, y [T, block]; masked entries hold MASKED in both (kernel.md, section 2)."""
-  student_max = jnp.maximum(seen.student_max, z.max(axis=1))
-  teacher_max = jnp.maximum(seen.teacher_max, y.max(axis=1))
+  """Adds a block of logits z, y [T, block]; masked entries hold MASKED in both (kernel.md, section 2).
+
+  Statistics of [T, 1] instead of [T] give the same: the kernels hold columns.
+  """
+  columns = seen.student_max.ndim == 2
+
+  def over_block(reduce, values):
+    return reduce(values, axis=1, keepdims=columns)
+
+  def spread(row):
+    return row if columns else row[:, None]
+
+  student_max = jnp.maximum(seen.student_max, over_block(jnp.max, z))
+  teacher_max = jnp.maximum(seen.teacher_max, over_block(jnp.max, y))
   old = _relative_to(problem, seen, student_max, teacher_max)
-  z, y = z - student_max[:, None], y - teacher_max[:, None]
+  z, y = z - spread(student_max), y - spread(teacher_max)
   e, f = jnp.exp(z), jnp.exp(y)
   cross = old.cross
   if problem.kind == "reverse_kl":
-    cross += jnp.sum(e * (z - y), axis=1)
+    cross += over_block(jnp.sum, e * (z - y))
   elif problem.kind == "forward_kl":
-    cross += jnp.sum(f * (y - z), axis=1)
+    cross += over_block(jnp.sum, f * (y - z))
   return Statistics(
     student_max,
-    old.student_sum + jnp.sum(e, axis=1),
-    old.student_moment + jnp.sum(e * z, axis=1),
+    old.student_sum + over_block(jnp.sum, e),
+    old.student_moment + over_block(jnp.sum, e * z),
     teacher_max,
-    old.teacher_sum + jnp.sum(f, axis=1),
-    old.teacher_moment + jnp.sum(f * y, axis=1),
+    old.teacher_sum + over_block(jnp.sum, f),
+    old.teacher_moment + over_block(jnp.sum, f * y),
     cross,
   )
 
@@ -135,13 +163,13 @@ def dense_gradient(problem: Problem, centre: jax.Array, log_p: jax.Array, d: jax
 
   Args:
     problem: the call.
-    centre: [T] KL(p||q) for `reverse_kl`, KL(p||M) for `jsd`; not read by `forward_kl`.
+    centre: [T, 1] KL(p||q) for `reverse_kl`, KL(p||M) for `jsd`; not read by `forward_kl`.
     log_p: [T, block] student log-probabilities.
     d: [T, block] log p - log q.
   """
   p = jnp.exp(log_p)
   if problem.kind == "reverse_kl":
-    return p * (d - centre[:, None])
+    return p * (d - centre)
   if problem.kind == "forward_kl":
     return p - jnp.exp(log_p - d)
-  return (problem.beta - 1) * p * (_log_mixture_over_student(problem.beta, d) + centre[:, None])
+  return (problem.beta - 1) * p * (_log_mixture_over_student(problem.beta, d) + centre)

@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from opd_jax.divergence import token_chunk, vocab_chunk
+from opd_jax.divergence import pallas_tpu, token_chunk, vocab_chunk
 from opd_jax.divergence.problem import Divergence, Inputs, Problem
 from opd_jax.divergence.sharded import over_mesh
 
@@ -74,13 +74,13 @@ class _Residuals:
 
 def _rows_and_gradients(plan: Plan, problem: Problem, inputs: Inputs, wanted: tuple[bool, bool]):
   """(`Rows`, d_hidden or None, d_head or None), all in the forward pass."""
-  if plan.mesh is None:
-    return token_chunk.rows_and_gradients(problem, inputs, wanted)
 
   def run(problem, inputs, _, axis):
+    if plan.implementation == "pallas_tpu":
+      return pallas_tpu.rows_and_gradients(problem, inputs, wanted, axis, interpret=plan.interpret)
     return token_chunk.rows_and_gradients(problem, inputs, wanted, axis)
 
-  return over_mesh(plan.mesh, problem, run, inputs, None)
+  return run(problem, inputs, None, None) if plan.mesh is None else over_mesh(plan.mesh, problem, run, inputs, None)
 
 
 def _settled(plan: Plan, problem: Problem, inputs: Inputs):

@@ -52,8 +52,8 @@ class Rows(NamedTuple):
 class Gradient(NamedTuple):
   """What the gradient pass needs of each token, [T] or [T, K]."""
 
-  student_logsumexp: jax.Array
-  teacher_logsumexp: jax.Array
+  student: formulas.Normaliser
+  teacher: formulas.Normaliser
   centre: jax.Array | None  # of the full-vocabulary divergences
   coefficients: support.Coefficients | None  # of the others
 
@@ -96,7 +96,7 @@ def first_pass(problem: Problem, inputs: Inputs, blocks: Blocks, *, keep_student
     )
     return (seen, chosen), kept
 
-  start = (formulas.start(tokens, dtype), chosen)
+  start = (formulas.start((tokens,), dtype), chosen)
   (total, chosen), kept = lax.scan(step, start, jnp.arange(blocks.count))
   if blocks.axis is not None:
     total = formulas.merge(problem, total, blocks.axis)
@@ -106,62 +106,63 @@ def first_pass(problem: Problem, inputs: Inputs, blocks: Blocks, *, keep_student
 
 def from_kept(inputs: Inputs, total: formulas.Statistics) -> Source:
   """The log-probabilities of a block from what was kept of it."""
-  dtype, student_logsumexp, teacher_logsumexp = accumulator_dtype(inputs), *_logsumexps(total)
+  dtype, student, teacher = accumulator_dtype(inputs), total.student, total.teacher
 
   def source(index, kept):
-    student_offset = kept.student_max - student_logsumexp
+    del index
+    student_offset = student.log_probability(kept.student_max)
     log_p = kept.student.astype(dtype) + student_offset[:, None]
     if kept.difference is None:
       return log_p, None
-    offset = student_offset - (kept.teacher_max - teacher_logsumexp)
+    offset = student_offset - teacher.log_probability(kept.teacher_max)
     return log_p, kept.difference.astype(dtype) + offset[:, None]
 
   return source
 
 
-def from_products(problem: Problem, inputs: Inputs, blocks: Blocks, student_logsumexp, teacher_logsumexp) -> Source:
-  """The log-probabilities of a block from its logits, computed again."""
+def from_products(problem: Problem, inputs: Inputs, blocks: Blocks, student, teacher) -> Source:
+  """The log-probabilities of a block from its logits, computed again; `student`, `teacher`: `formulas.Normaliser`."""
 
   def source(index, kept):
     del kept
     z, y = block_logits(problem, inputs, blocks, index)
-    log_p = z - student_logsumexp[:, None]
-    return log_p, log_p - (y - teacher_logsumexp[:, None])
+    log_p = student.log_probability(z)
+    return log_p, log_p - teacher.log_probability(y)
 
   return source
 
 
 def settle(problem: Problem, inputs: Inputs, blocks: Blocks, total, entries, kept, source: Source):
   """From the sums of the first pass to (`Rows`, `Gradient`)."""
-  logsumexps, sampled = _logsumexps(total), None
+  normalisers, sampled = (total.student, total.teacher), None
   if inputs.ids is not None:
-    sampled = tuple(
-      logit - normaliser for logit, normaliser in zip(sampled_logits(problem, inputs, blocks), logsumexps)
-    )
+    logits = sampled_logits(problem, inputs, blocks)
+    sampled = tuple(normaliser.log_probability(logit) for normaliser, logit in zip(normalisers, logits))
+  logsumexps = (normaliser.logsumexp for normaliser in normalisers)
   rows = Rows(None, total.student_entropy, total.teacher_entropy, *logsumexps, *(sampled or (None, None)))
   if problem.support:
     tails = _tails(blocks, entries, kept, source) if problem.needs_second_pass else None
     score = (inputs.ids, *sampled) if problem.repair == "score_tail" else None
-    settled = support.settle(problem, entries, logsumexps, tails, score)
+    settled = support.settle(problem, entries, normalisers, tails, score)
     rows = rows._replace(
       per_token=settled.per_token,
       student_mass=settled.student_mass,
       teacher_mass=settled.teacher_mass,
       overlap=settled.overlap,
     )
-    return rows, Gradient(*logsumexps, None, settled.gradient)
+    return rows, Gradient(*normalisers, None, settled.gradient)
   if problem.kind == "sampled":
     per_token = sampled[0] - sampled[1]
     advantages = -per_token if inputs.advantages is None else inputs.advantages.astype(per_token.dtype)
     at_sampled = advantages * jnp.expm1(sampled[0])
     coefficients = support.Coefficients(advantages, None, inputs.ids[:, None], at_sampled[:, None])
-    return rows._replace(per_token=per_token), Gradient(*logsumexps, None, coefficients)
+    return rows._replace(per_token=per_token), Gradient(*normalisers, None, coefficients)
   if problem.kind == "jsd":
     of_student, of_teacher = _mixture(problem, blocks, total, kept, source)
     per_token = problem.beta * of_teacher + (1 - problem.beta) * of_student
-    return rows._replace(per_token=per_token), Gradient(*logsumexps, of_student, None)
+    return rows._replace(per_token=per_token), Gradient(*normalisers, of_student, None)
   per_token = formulas.full_kl(problem, total)
-  return rows._replace(per_token=per_token), Gradient(*logsumexps, per_token, None)
+  return rows._replace(per_token=per_token), Gradient(*normalisers, per_token, None)
 
 
 def gradients(
@@ -196,13 +197,13 @@ def gradients(
     index, block_kept = index_and_kept
     log_p, d = source(index, block_kept)
     if gradient.coefficients is None:
-      dz = formulas.dense_gradient(problem, gradient.centre, log_p, d)
+      dz = formulas.dense_gradient(problem, gradient.centre[:, None], log_p, d)
     else:
       dz = gradient.coefficients.centre[:, None] * jnp.exp(log_p)
       if gradient.coefficients.tilt is not None:
         dz = dz - jnp.exp(log_p + gradient.coefficients.tilt[:, None])
       dz = support.set_values(blocks, index, gradient.coefficients, dz)
-    z = log_p + gradient.student_logsumexp[:, None]
+    z = log_p + gradient.student.logsumexp[:, None]
     dz = dz * squash_slope(z, problem.student_temperature, problem.student_softcap) * inputs.weights[:, None]
     # Back to the operands' own type: a float32 dz would make XLA widen both operands of the two products below.
     dz = dz.astype(inputs.student_hidden.dtype)
@@ -216,10 +217,6 @@ def gradients(
   d_hidden = jnp.zeros(inputs.student_hidden.shape, dtype) if want_hidden else None
   sums, _ = lax.scan(step, (d_hidden, d_head), (jnp.arange(blocks.count), kept))
   return sums
-
-
-def _logsumexps(total: formulas.Statistics) -> tuple[jax.Array, jax.Array]:
-  return total.student_logsumexp, total.teacher_logsumexp
 
 
 def _mixture(problem: Problem, blocks: Blocks, total: formulas.Statistics, kept, source: Source):

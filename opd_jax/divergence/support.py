@@ -91,18 +91,18 @@ def outside(blocks: Blocks, index: jax.Array, entries: Entries, log_p: jax.Array
   return jax.nn.logsumexp(log_p, axis=1), jax.nn.logsumexp(log_q, axis=1)
 
 
-def settle(problem: Problem, entries: Entries, logsumexps, tails, sampled) -> Settled:
+def settle(problem: Problem, entries: Entries, normalisers, tails, sampled) -> Settled:
   """Losses and gradient coefficients.
 
   Args:
     problem: the call.
     entries: the support.
-    logsumexps: (S, Q), each [T].
+    normalisers: (student, teacher), `formulas.Normaliser`.
     tails: `tail` only, (log-mass of p, of q) outside the support, each [T].
     sampled: `score_tail` only, (ids, log p, log q) of the sampled tokens, each [T].
   """
-  log_p = entries.student - logsumexps[0][:, None]
-  log_q = entries.teacher - logsumexps[1][:, None]
+  log_p = normalisers[0].log_probability(entries.student)
+  log_q = normalisers[1].log_probability(entries.teacher)
   p, q, d = jnp.exp(log_p), jnp.exp(log_q), log_p - log_q
   masses = jnp.sum(p, axis=1), jnp.sum(q, axis=1), jnp.sum(jnp.minimum(p, q), axis=1)
   ids, forward, tilt = entries.ids, problem.kind == "forward_kl", None

@@ -11,6 +11,7 @@ both gradients: 4 matrix products (student logits, teacher logits, dH, dW), no r
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -58,8 +59,17 @@ def rows_and_gradients(problem: Problem, inputs: Inputs, wanted: tuple[bool, boo
   return lax.platform_dependent(inputs, cpu=cpu, default=accelerator)
 
 
-def over_chunks(problem: Problem, inputs: Inputs, *, wanted: tuple[bool, bool], axis: str | None, sizes: Sizes):
-  """`rows_and_gradients` with the work cut as told."""
+def over_chunks(
+  problem: Problem,
+  inputs: Inputs,
+  *,
+  wanted: tuple[bool, bool],
+  axis: str | None,
+  sizes: Sizes,
+  one_chunk: Callable | None = None,
+):
+  """`rows_and_gradients` with the work cut as told; `one_chunk` (by default of this module) does a chunk of tokens."""
+  one_chunk = one_chunk or _one_chunk
   tokens, dtype = inputs.weights.shape[0], accumulator_dtype(inputs)
   blocks = cut(problem, inputs, sizes.block, axis)
   size = sizes.chunk(tokens, blocks.rows, 2 if is_short(inputs) else dtype.itemsize)
@@ -76,7 +86,7 @@ def over_chunks(problem: Problem, inputs: Inputs, *, wanted: tuple[bool, bool], 
   }
 
   def step(d_head, chunk):
-    rows, d_hidden, d_head = _chunk(problem, dataclasses.replace(inputs, **chunk), blocks, d_head, wanted[0])
+    rows, d_hidden, d_head = one_chunk(problem, dataclasses.replace(inputs, **chunk), blocks, d_head, wanted[0])
     return d_head, (rows, d_hidden)
 
   d_head = jnp.zeros(inputs.student_head.shape, dtype) if wanted[1] else None
@@ -85,7 +95,7 @@ def over_chunks(problem: Problem, inputs: Inputs, *, wanted: tuple[bool, bool], 
   return rows, blocks.sum(d_hidden), d_head
 
 
-def _chunk(problem: Problem, inputs: Inputs, blocks, d_head, want_hidden: bool):
+def _one_chunk(problem: Problem, inputs: Inputs, blocks, d_head, want_hidden: bool):
   """One chunk of tokens: (rows, d_hidden or None, d_head with the chunk's share added or None)."""
   want_gradient = want_hidden or d_head is not None
   total, entries, kept = passes.first_pass(

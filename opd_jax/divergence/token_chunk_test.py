@@ -80,15 +80,14 @@ def test_close_models_in_bf16_keep_their_gradient():
 def test_gradient_products_are_only_computed_where_asked_for():
   arrays = testing.random_inputs(4, tokens=6, vocab=128, widths=(32, 32), padding=(0, 0))
   student = arrays.pop("student_hidden"), arrays.pop("student_head")
-  loss = lambda hidden, head: divergence(hidden, head, **arrays, kind="reverse_kl").loss
-  unit = 2 * 6 * 128 * 32
+
+  def loss(hidden, head):
+    return divergence(hidden, head, **arrays, kind="reverse_kl").loss
 
   def products(function):
-    text = str(jax.make_jaxpr(function)(*student))
-    cpu = text[text.index("dot_general") :]
-    return cpu.count("dot_general") / 2 if "platform_index" in text else cpu.count("dot_general")
+    return jax.jit(function).lower(*student).as_text().count("dot_general")
 
-  assert unit and products(loss) == 2
+  assert products(loss) == 2
   assert products(jax.grad(loss, 0)) == products(jax.grad(loss, 1)) == 3
   assert products(jax.grad(loss, (0, 1))) == 4
 
@@ -131,7 +130,10 @@ def test_temporaries_do_not_grow_with_tokens(monkeypatch):
   def temporaries(tokens, implementation):
     shapes = ((tokens, 32), (vocab, 32), (tokens, 32), (vocab, 32), (tokens,))
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    loss = lambda *arrays: divergence(*arrays, kind="reverse_kl", implementation=implementation).loss
+
+    def loss(*arrays):
+      return divergence(*arrays, kind="reverse_kl", implementation=implementation).loss
+
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*arguments).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 

@@ -22,7 +22,7 @@ def rows_and_coefficients(problem: Problem, inputs: Inputs, axis: str | None = N
   """The loss and the diagnostics of each token, and what the backward pass needs: (`Rows`, `Gradient`)."""
   blocks = _blocks(problem, inputs, axis)
   total, entries, kept = passes.first_pass(problem, inputs, blocks, keep_student=False, keep_difference=False)
-  source = passes.from_products(problem, inputs, blocks, total.student_logsumexp, total.teacher_logsumexp)
+  source = passes.from_products(problem, inputs, blocks, total.student, total.teacher)
   return passes.settle(problem, inputs, blocks, total, entries, kept, source)
 
 
@@ -31,7 +31,7 @@ def gradients(
 ) -> tuple[jax.Array | None, jax.Array | None]:
   """(d_hidden [T, Ds] or None, d_head [Vs, Ds] or None) of the weighted sum, in float32."""
   blocks = _blocks(problem, inputs, axis)
-  source = passes.from_products(problem, inputs, blocks, gradient.student_logsumexp, gradient.teacher_logsumexp)
+  source = passes.from_products(problem, inputs, blocks, gradient.student, gradient.teacher)
   d_head = jnp.zeros(inputs.student_head.shape, accumulator_dtype(inputs)) if wanted[1] else None
   d_hidden, d_head = passes.gradients(problem, inputs, blocks, gradient, None, source, d_head, wanted[0])
   return blocks.sum(d_hidden), d_head

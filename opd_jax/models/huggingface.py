@@ -94,6 +94,14 @@ def load(path: str | os.PathLike, *, dtype, mesh: jax.sharding.Mesh | None = Non
   return Model(nested(params), config)
 
 
+def check(path: str | os.PathLike) -> None:
+  """Raises InputError where `load` would, from the files' headers alone."""
+  folder = checkpoint_folder(path)
+  config = read_architecture(folder)
+  with open_tensors(folder) as tensors:
+    _check_keys(tensors, config, parameter_table(config), folder)
+
+
 def _load_one(tensors: Tensors, parameter: Parameter, sharding: NamedSharding | None, dtype: np.dtype) -> jax.Array:
   if sharding is None:  # not committed to its device, so that it can be used beside arrays of any mesh
     return jnp.asarray(_read_window(tensors, parameter, tuple((0, size) for size in parameter.shape), dtype))

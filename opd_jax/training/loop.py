@@ -6,6 +6,8 @@ A checkpoint comes last, so whatever it covers has been written, and rows after 
 """
 
 import dataclasses
+import resource
+import sys
 import time
 from typing import Any
 
@@ -72,6 +74,7 @@ def _train(run: Run, log: RunLog, checkpoints: Checkpointer) -> None:
       # Compiles of the first step (the first transfers, the checkpoint's) are the price of starting, not a surprise.
       unplanned = unplanned_compiles() if unplanned is None else unplanned
       row |= {"compiles": len(run.table.compiles), "unplanned_compiles": unplanned_compiles() - unplanned}
+      row["host_memory_peak"] = _host_memory_peak()
       row["seconds_step"] = time.perf_counter() - started
       started = time.perf_counter()
       log.step(row)
@@ -82,7 +85,8 @@ def _train(run: Run, log: RunLog, checkpoints: Checkpointer) -> None:
           "(log.fail_on_unplanned_compile); JAX_LOG_COMPILES=1 names it"
         )
       last = progress.step == config.steps
-      if run.evaluator and (last or (config.eval.every and progress.step % config.eval.every == 0)):
+      early = progress.step <= config.eval.first
+      if run.evaluator and (last or early or (config.eval.every and progress.step % config.eval.every == 0)):
         evaluate(state.student, "student", progress.step)
       if last or progress.step % config.checkpoint.every == 0:
         checkpoints.save(state, progress)
@@ -138,16 +142,24 @@ def take_step(
 
 
 class _Stopwatch:
-  """Wall seconds by part: `laps["seconds_x"]` sums the laps called x."""
+  """Seconds by part. `laps["seconds_x"]` sums the wall time of the laps called x; `laps["cpu_seconds"]` is the
+  processor time of this process, all threads, apart from what the compiler took: that is `cpu_seconds_compile`."""
 
   def __init__(self):
-    self.laps: dict[str, float] = {}
-    self._last = time.perf_counter()
+    self.laps: dict[str, float] = {"cpu_seconds": 0.0, "cpu_seconds_compile": 0.0}
+    self._wall, self._cpu = time.perf_counter(), time.process_time()
 
   def lap(self, name: str) -> None:
-    now = time.perf_counter()
-    self.laps[f"seconds_{name}"] = self.laps.get(f"seconds_{name}", 0.0) + now - self._last
-    self._last = now
+    wall, cpu = time.perf_counter(), time.process_time()
+    self.laps[f"seconds_{name}"] = self.laps.get(f"seconds_{name}", 0.0) + wall - self._wall
+    self.laps["cpu_seconds_compile" if name == "compile" else "cpu_seconds"] += cpu - self._cpu
+    self._wall, self._cpu = wall, cpu
+
+
+def _host_memory_peak() -> int:
+  """Most resident memory of this process so far, in bytes. Flat once every program has run, or something leaks."""
+  unit = 1 if sys.platform == "darwin" else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _evaluated(run: Run, log: RunLog, step: int) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from opd_jax import arithmetic
+from opd_jax import arithmetic, models
 from opd_jax import config as configs
 from opd_jax.config import Config
 from opd_jax.data import PromptSet, read_prompts
@@ -89,7 +89,10 @@ def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.D
     )
     evaluator = Evaluator(c, table, mesh, pair.tokenizer, questions, Path(eval_path.partition(":")[0]).stem)
   for path in (c.student.path, c.teacher.path):
-    arithmetic.make(path)
+    if arithmetic.is_embedded(path):
+      arithmetic.make(path)
+    else:
+      models.check(path)
   return Run(c, workdir, mesh, pair, student_path, teacher_path, prompts, evaluator, c.horizon.build(), table)
 
 

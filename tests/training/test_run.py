@@ -12,7 +12,7 @@ from opd_jax.command_line import load_config
 from opd_jax.errors import InputError
 from opd_jax.training import open_run, train
 
-TIMES = ("seconds_", "compiles", "unplanned_compiles")
+TIMES = ("seconds_", "compiles", "unplanned_compiles", "host_memory_peak", "cpu_seconds")
 
 
 def run(config_file, workdir, *flags, devices=1):

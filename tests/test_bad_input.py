@@ -1,0 +1,204 @@
+"""Bad input from outside: one line on stderr that names it, exit status 2, no traceback, nothing saved is touched.
+
+In process for most (a process of its own costs seconds), through the same `command_line.run` as the shell; a few as
+real processes.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from opd_jax import command_line, evaluate, export, train
+
+
+@pytest.fixture
+def shell(monkeypatch, capfd):
+  """shell(main, *arguments) -> (exit status, stdout, stderr), as a shell sees it."""
+
+  def call(module, *arguments):
+    monkeypatch.setattr(sys, "argv", ["opd_jax", *map(str, arguments)])
+    entry = command_line.run_without_config if module is export else command_line.run
+    status = 0
+    try:
+      entry(module.main)
+    except SystemExit as stop:
+      status = stop.code
+    out, err = capfd.readouterr()
+    return status, out, err
+
+  return call
+
+
+def is_one_line(status, err, *words):
+  lines = [line for line in err.splitlines() if line.strip()]
+  assert status == 2, err
+  assert len(lines) == 1 and lines[0].startswith("error: "), err
+  for word in words:
+    assert word in lines[0], err
+
+
+@pytest.fixture
+def student(tiny_pair, tmp_path):
+  """A copy of the student's folder, to break."""
+  return shutil.copytree(tiny_pair / "student", tmp_path / "student")
+
+
+def missing_key(folder):
+  tensors = load_file(folder / "model.safetensors")
+  del tensors["model.norm.weight"]
+  save_file(tensors, folder / "model.safetensors")
+  return "model.norm.weight"
+
+
+def truncated(folder):
+  data = (folder / "model.safetensors").read_bytes()
+  (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+  return "model.safetensors"
+
+
+def unknown_type(folder):
+  config = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps({**config, "model_type": "qwen33"}))
+  return "qwen33"
+
+
+def no_config(folder):
+  (folder / "config.json").unlink()
+  return "config.json"
+
+
+def other_tokens(folder):
+  text = (folder / "tokenizer.json").read_text()
+  tokenizer = json.loads(text)
+  vocabulary = tokenizer["model"]["vocab"]
+  a, b = [token for token, index in vocabulary.items() if index in (60, 61)]
+  vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+  (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+  return "id 60"
+
+
+@pytest.mark.parametrize("damage", [missing_key, truncated, unknown_type, no_config, other_tokens])
+def test_damaged_model_folders(shell, tiny_config, student, tmp_path, damage):
+  word = damage(student)
+  status, _, err = shell(
+    train, f"--config={tiny_config}", f"--workdir={tmp_path}/w", f"--config.student.path={student}"
+  )
+  is_one_line(status, err, word)
+  assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+  "flag, words",
+  [
+    ("--config.student.path=/no/such/folder", ["/no/such/folder"]),
+    ("--config.student.path=nobody/no-such-model", ["nobody/no-such-model"]),
+    ("--config.horizon.bukets=8", ["`buckets`"]),
+    ("--config.steps=three", ["steps"]),
+    ("--config.horizon.max=64", ["64", "16"]),
+    ("--config.mesh.tensor=3", ["mesh.tensor=3"]),
+    ("--config.data.path=/no/prompts.jsonl", ["/no/prompts.jsonl"]),
+    ("--config.data.prompt_field=promt", ["promt", "prompt"]),
+    ("--config.rollout.max_prompt=3", ["short enough"]),
+    ("--config.student.path=arithmetic:unifrom/student", ["uniform"]),
+    ("--wrkdir=x", ["wrkdir"]),
+    ("extra", ["extra"]),
+  ],
+)
+def test_bad_flags_and_paths(shell, tiny_config, tmp_path, flag, words):
+  status, _, err = shell(
+    train, f"--config={tiny_config}", f"--workdir={tmp_path}/w", "--config.horizon.kind=full", flag
+  )
+  is_one_line(status, err, *words)
+  assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+  "content, words",
+  [
+    (b"", ["empty"]),
+    (b'{"prompt": "a b c"}\n{"prompt": \n', ["line 2"]),
+    (b'{"prompt": "a"}\n\xff\xfe\n', ["line 2"]),
+    (b'{"prompt": 3}\n', ["prompt"]),
+    (b'{"question": "a"}\n', ["question"]),
+  ],
+)
+def test_bad_prompt_files(shell, tiny_config, tmp_path, content, words):
+  path = tmp_path / "prompts.jsonl"
+  path.write_bytes(content)
+  status, _, err = shell(train, f"--config={tiny_config}", f"--workdir={tmp_path}/w", f"--config.data.path={path}")
+  is_one_line(status, err, *words)
+
+
+def test_missing_arguments_and_foreign_workdirs(shell, tiny_config, tmp_path):
+  status, _, err = shell(train, "--workdir=w")
+  is_one_line(status, err, "--config")
+  status, _, err = shell(train, f"--config={tiny_config}", "--workdir=")
+  is_one_line(status, err, "--workdir")
+  (tmp_path / "w").mkdir()
+  (tmp_path / "w" / "config.json").write_text('{"seed": 77}')
+  status, _, err = shell(train, f"--config={tiny_config}", f"--workdir={tmp_path}/w")
+  is_one_line(status, err, "another config", "seed")
+  assert sorted(p.name for p in (tmp_path / "w").iterdir()) == ["config.json"]
+  (tmp_path / "file").write_text("x")
+  status, _, err = shell(train, f"--config={tiny_config}", f"--workdir={tmp_path}/file")
+  is_one_line(status, err, "is a file")
+
+
+def test_evaluate_and_export_want_a_run(shell, tiny_pair, tiny_config, tmp_path):
+  status, _, err = shell(evaluate, f"--config={tiny_config}", f"--workdir={tmp_path}/none")
+  is_one_line(status, err, "eval.path")
+  path = f"--config.eval.path={tiny_pair}/prompts.jsonl"
+  status, _, err = shell(evaluate, f"--config={tiny_config}", f"--workdir={tmp_path}/none", path)
+  is_one_line(status, err, "checkpoint")
+  status, _, err = shell(export, f"--workdir={tmp_path}/none", f"--out={tmp_path}/out")
+  is_one_line(status, err, "config.json")
+  status, _, err = shell(export, f"--workdir={tmp_path}/none", "--out=")
+  is_one_line(status, err, "--out")
+
+
+def process(module, *arguments, **environment):
+  started = time.monotonic()
+  done = subprocess.run(
+    [sys.executable, "-m", f"opd_jax.{module}", *map(str, arguments)],
+    capture_output=True,
+    text=True,
+    env={**os.environ, "XLA_FLAGS": "", **environment},
+    timeout=120,
+  )
+  return done.returncode, done.stdout, done.stderr, time.monotonic() - started
+
+
+@pytest.mark.parametrize(
+  "module, arguments, words",
+  [
+    ("train", ["--config=/no/config.py", "--workdir=/tmp/never"], ["/no/config.py"]),
+    ("train", ["--config=CONFIG", "--workdir=/tmp/never", "--config.horizon.bukets=8"], ["`buckets`"]),
+    ("train", ["--config=RAISES", "--workdir=/tmp/never"], ["line 2", "ZeroDivisionError"]),
+    (
+      "train",
+      ["--config=configs/quickstart.py", "--workdir=/tmp/never", "--config.teacher.path=/no/teacher"],
+      ["/no/teacher"],
+    ),
+    ("export", ["--workdir=/no/run", "--out=/tmp/never"], ["/no/run"]),
+    ("report", ["/no/run"], ["/no/run"]),
+  ],
+)
+def test_real_processes_end_with_one_line_and_status_2(tiny_config, tmp_path, module, arguments, words):
+  raises = tmp_path / "raises.py"
+  raises.write_text("def get_config():\n  return 1 / 0\n")
+  filled = [a.replace("CONFIG", tiny_config).replace("RAISES", str(raises)) for a in arguments]
+  # An empty cache: what is wrong must be found before the embedded task would be trained.
+  status, out, err, seconds = process(module, *filled, OPD_JAX_CACHE=str(tmp_path / "cache"))
+  is_one_line(status, err, *words)
+  assert "Traceback" not in out + err and seconds < 60
+
+
+def test_help_is_not_an_error():
+  status, out, err, _ = process("train", "--help")
+  assert status == 0 and "--workdir" in out and "runs/quickstart" in out, err
