@@ -26,6 +26,9 @@ quickstart: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q
 
+compare: $(VENV)/.run
+	$(BIN)/python -m benchmarks.compare --out=benchmarks/results/compare
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

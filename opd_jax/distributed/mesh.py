@@ -1,8 +1,16 @@
-"""The mesh that student and teacher share: axes data, fsdp, tensor, outermost slowest."""
+"""The mesh that student and teacher share: axes data, fsdp, tensor, outermost slowest.
+
+    two slices of 16 chips, data=2, fsdp=-1      data 0: slice 0, fsdp 0 .. 15
+                                                 data 1: slice 1, fsdp 0 .. 15
+
+Between slices there is only the data-centre network, so they are told apart by `data`, over which nothing but
+gradients travels.
+"""
 
 import math
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from opd_jax.distributed import axes
@@ -29,10 +37,22 @@ def mesh_shape(sizes: tuple[int, int, int], devices: int) -> tuple[int, int, int
 
 
 def make_mesh(sizes: tuple[int, int, int] = (1, -1, 1), devices=None) -> Mesh:
-  """A mesh of Auto axes over `devices` (default: all), from sizes of (data, fsdp, tensor)."""
-  devices = jax.devices() if devices is None else devices
-  shape = mesh_shape(sizes, len(devices))
-  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+  """A mesh of Auto axes over `devices` (default: all), from sizes of (data, fsdp, tensor).
+
+  Raises InputError where the sizes do not multiply to the devices, or `data` does not tell their slices apart.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  data, *rest = mesh_shape(sizes, len(devices))
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if data % slices:
+    raise InputError(f"mesh.data={data} does not divide over {slices} slices: make it a multiple of {slices}")
+  # A physical axis of a torus may be split (16 chips as fsdp 4 x tensor 4): correct anywhere, and the only way there.
+  if slices > 1:
+    within, between = (data // slices, *rest), (slices, 1, 1)
+    arranged = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+  else:
+    arranged = mesh_utils.create_device_mesh((data, *rest), devices, allow_split_physical_axes=True)
+  return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def mesh_of(arrays) -> Mesh | None:

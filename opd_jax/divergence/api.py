@@ -13,7 +13,8 @@ from opd_jax.divergence import reference
 from opd_jax.divergence.gradient_rule import Plan, fused
 from opd_jax.divergence.problem import KINDS, REPAIRS, SUPPORTS, Divergence, Inputs, Problem, Scores
 
-IMPLEMENTATIONS = ("auto", "reference", "token_chunk", "vocab_chunk", "pallas_tpu")
+KERNELS = ("pallas_tpu", "pallas_gpu")
+IMPLEMENTATIONS = ("auto", "reference", "token_chunk", "vocab_chunk", *KERNELS)
 
 
 def divergence(
@@ -67,7 +68,8 @@ def divergence(
     teacher_temperature: of the teacher alone; None is `temperature`.
     student_softcap: logits become softcap * tanh(logits / softcap) before the temperature.
     teacher_softcap: the same of the teacher.
-    implementation: `auto`; `reference` dense; `token_chunk` XLA, 4 products; `vocab_chunk` XLA, least memory.
+    implementation: `auto`; `reference` dense; `token_chunk` XLA, 4 products; `vocab_chunk` XLA, least memory;
+      `pallas_tpu`, `pallas_gpu` kernels for `reverse_kl`, `forward_kl` and `sampled` over the whole vocabulary.
     mesh: shards the op: the vocabulary over its axis `tensor`, the tokens over all others.
     interpret: run a Pallas kernel by its interpreter, on any machine.
 
@@ -95,6 +97,13 @@ def divergence(
   _check_support(problem, inputs)
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f"implementation={implementation!r}: choose from {', '.join(IMPLEMENTATIONS)}")
+  if implementation in KERNELS and (kind == "jsd" or support is not None):
+    raise ValueError(
+      f"implementation={implementation!r} has reverse_kl, forward_kl and sampled over the whole vocabulary: "
+      "use 'auto' or 'token_chunk' for jsd and local supports"
+    )
+  if interpret and implementation not in KERNELS:
+    raise ValueError(f"interpret=True is for implementation= one of {', '.join(KERNELS)}, not {implementation!r}")
   if implementation == "reference":
     return reference.divergence(problem, inputs)
   return fused(Plan(implementation, mesh, interpret), problem, *vars(inputs).values())

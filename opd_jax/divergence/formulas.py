@@ -137,12 +137,29 @@ def merge(problem: Problem, seen: Statistics, axis: str) -> Statistics:
   return Statistics(*lax.psum(moved, axis))._replace(student_max=student_max, teacher_max=teacher_max)
 
 
+def total(problem: Problem, parts: Statistics) -> Statistics:
+  """The statistics of the whole vocabulary from those of its parts, stacked: [parts, T] -> [T]."""
+  student_max, teacher_max = parts.student_max.max(axis=0), parts.teacher_max.max(axis=0)
+  moved = _relative_to(problem, parts, student_max, teacher_max)
+  return Statistics(
+    student_max,
+    moved.student_sum.sum(0),
+    moved.student_moment.sum(0),
+    teacher_max,
+    moved.teacher_sum.sum(0),
+    moved.teacher_moment.sum(0),
+    moved.cross.sum(0),
+  )
+
+
 def full_kl(problem: Problem, total: Statistics) -> jax.Array:
   """[T] KL(p||q) or KL(q||p), summed directly, never as a difference of entropies."""
-  student_log, teacher_log = jnp.log(total.student_sum), jnp.log(total.teacher_sum)
+  # The logarithms first, as in the log-probabilities of the gradient pass: where one entry holds all of p, its d and
+  # the KL are then the same number, and their difference 0 however large both are.
+  logs = jnp.log(total.teacher_sum) - jnp.log(total.student_sum)
   if problem.kind == "reverse_kl":
-    return total.cross / total.student_sum - student_log + teacher_log
-  return total.cross / total.teacher_sum - teacher_log + student_log
+    return total.cross / total.student_sum + logs
+  return total.cross / total.teacher_sum - logs
 
 
 def _log_mixture_over_student(beta: float, d: jax.Array) -> jax.Array:

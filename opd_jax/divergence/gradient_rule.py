@@ -11,9 +11,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from opd_jax.divergence import pallas_tpu, token_chunk, vocab_chunk
+from opd_jax.divergence import pallas_gpu, pallas_tpu, token_chunk, vocab_chunk
 from opd_jax.divergence.problem import Divergence, Inputs, Problem
 from opd_jax.divergence.sharded import over_mesh
+
+
+_KERNELS = {"pallas_tpu": pallas_tpu.rows_and_gradients, "pallas_gpu": pallas_gpu.rows_and_gradients}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +79,8 @@ def _rows_and_gradients(plan: Plan, problem: Problem, inputs: Inputs, wanted: tu
   """(`Rows`, d_hidden or None, d_head or None), all in the forward pass."""
 
   def run(problem, inputs, _, axis):
-    if plan.implementation == "pallas_tpu":
-      return pallas_tpu.rows_and_gradients(problem, inputs, wanted, axis, interpret=plan.interpret)
+    if plan.implementation in _KERNELS:
+      return _KERNELS[plan.implementation](problem, inputs, wanted, axis, interpret=plan.interpret)
     return token_chunk.rows_and_gradients(problem, inputs, wanted, axis)
 
   return run(problem, inputs, None, None) if plan.mesh is None else over_mesh(plan.mesh, problem, run, inputs, None)

@@ -80,17 +80,21 @@ class ProgramTable:
       raise ValueError(f"program {program!r} is defined twice")
     self._definitions[program] = (function, donate)
 
+  def trace(self, program: str, bucket: int, *args: Any) -> jax.stages.Traced:
+    """`program` at `bucket` before it is lowered: what it computes, by its jaxpr, on the arrays of all devices."""
+    function, donate = self._definitions[program]
+    with self._on_mesh():
+      return jax.jit(functools.partial(function, bucket=bucket), donate_argnums=donate).trace(*args)
+
   def compile(self, program: str, bucket: int, *args: Any) -> jax.stages.Compiled:
     """The executable of `program` at `bucket` for arguments of these shapes, dtypes and shardings."""
     key = (program, bucket, *_signature(args))
     if key not in self._executables:
-      function, donate = self._definitions[program]
       started, hits = time.perf_counter(), _listener.hits
       _listener.planned = True
       try:
-        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
-          lowered = jax.jit(functools.partial(function, bucket=bucket), donate_argnums=donate).lower(*args)
-          self._executables[key] = lowered.compile()
+        with self._on_mesh():
+          self._executables[key] = self.trace(program, bucket, *args).lower().compile()
       finally:
         _listener.planned = False
       cached = _listener.hits > hits
@@ -100,6 +104,9 @@ class ProgramTable:
   def run(self, program: str, bucket: int, *args: Any) -> Any:
     """Calls `program` at `bucket`."""
     return self.compile(program, bucket, *args)(*args)
+
+  def _on_mesh(self) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
 
 def _signature(args: Any) -> tuple:

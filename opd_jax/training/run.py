@@ -66,7 +66,7 @@ def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.D
   """
   c, workdir = config, Path(workdir)
   mesh = make_mesh((c.mesh.data, c.mesh.fsdp, c.mesh.tensor), devices)
-  _check_rows(c, mesh)
+  check_rows(c, mesh)
   _check_workdir(c, workdir)
   for field, path in (("data.path", c.data.path), ("eval.path", c.eval.path)):
     if path and not arithmetic.is_embedded(path) and not os.path.exists(path.partition(":")[0]):
@@ -96,7 +96,7 @@ def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.D
   return Run(c, workdir, mesh, pair, student_path, teacher_path, prompts, evaluator, c.horizon.build(), table)
 
 
-def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
+def check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
   """Rows are split over data and fsdp: what is split must divide."""
   parts = mesh.shape["data"] * mesh.shape["fsdp"]
   rows = {

@@ -1,0 +1,250 @@
+"""OPD, POPD and TOPD side by side on the embedded task, several seeds: table, JSON and curves.
+
+python -m benchmarks.compare --out=benchmarks/results/compare [--seeds=3] [--workers=2]
+
+Each run is one process on one core with one XLA thread, so that its CPU-seconds mean the same whatever runs beside it;
+compiling is counted apart. Finished runs are kept under runs/compare and not run again. The student is evaluated after
+every step up to step 10, then every fifth, on 256 problems, greedily, at the full horizon.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import math
+import os
+import queue
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from opd_jax.telemetry.record import RunRecord, read_run
+
+_OUT = flags.DEFINE_string("out", "benchmarks/results/compare", "Table, JSON and picture are written as OUT.*")
+_RUNS = flags.DEFINE_string("runs", "runs/compare", "Folder of the runs themselves.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0 .. N-1 of each method.")
+_WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes at a time, one core each.")
+
+VARIANTS = ("uniform", "late")
+METHODS = {  # what differs from configs/quickstart.py, whose horizon is POPD's
+  "OPD": ["--config.horizon.kind=full"],
+  "POPD": [],
+  "TOPD 0.25": ["--config.horizon.kind=truncated", "--config.horizon.rho=0.25"],
+  "TOPD 0.1": ["--config.horizon.kind=truncated", "--config.horizon.rho=0.1"],
+}
+SHARE = 0.95  # of OPD's final accuracy: the target whose cost is compared
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """One run: accuracy in [0, 1], tokens generated and CPU-seconds spent at each evaluated step."""
+
+  steps: list[int]
+  accuracy: list[float]
+  tokens: list[int]
+  cpu_seconds: list[float]
+  cpu_seconds_compile: float
+  teacher: float
+
+  def reached(self, target: float) -> int | None:
+    """Index of the first evaluation at or above `target`."""
+    return next((i for i, value in enumerate(self.accuracy) if value >= target), None)
+
+
+def command(variant: str, method: str, seed: int, workdir: Path) -> list[str]:
+  return [
+    sys.executable,
+    "-m",
+    "opd_jax.train",
+    f"--config=configs/quickstart.py{':late' if variant == 'late' else ''}",
+    f"--workdir={workdir}",
+    f"--config.seed={seed}",
+    "--config.eval.every=5",
+    "--config.eval.first=10",
+    "--config.log.tensorboard=False",
+    *METHODS[method],
+  ]
+
+
+def run_all(root: Path, seeds: int, workers: int) -> None:
+  """Runs what is not there yet, `workers` at a time, each on a core of its own."""
+  cores = queue.SimpleQueue()
+  available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(workers))
+  for core in available[:workers]:
+    cores.put(core)
+  jobs = [(variant, method, seed) for seed in range(seeds) for variant in VARIANTS for method in METHODS]
+
+  def run(job: tuple[str, str, int]) -> None:
+    workdir = folder(root, *job)
+    if (workdir / "report.html").exists():  # the last thing that a run writes
+      return
+    shutil.rmtree(workdir, ignore_errors=True)
+    workdir.mkdir(parents=True)
+    core = cores.get()
+    pin = ["taskset", "-c", str(core)] if shutil.which("taskset") else []
+    environment = {
+      **os.environ,
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+      "JAX_COMPILATION_CACHE_DIR": str((root / "compilation_cache").absolute()),
+    }
+    with open(workdir / "log.txt", "w") as log:
+      done = subprocess.run([*pin, *command(*job, workdir)], env=environment, stdout=log, stderr=subprocess.STDOUT)
+    cores.put(core)
+    if done.returncode:
+      raise RuntimeError(f"{' '.join(map(str, job))} ended with {done.returncode}: see {workdir / 'log.txt'}")
+    print(f"{' '.join(map(str, job))}: {read(root, *job).accuracy[-1]:.3f}", flush=True)
+
+  # The first run alone: it makes the embedded task, which all others share.
+  run(jobs[0])
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    for future in concurrent.futures.as_completed([pool.submit(run, job) for job in jobs[1:]]):
+      future.result()
+
+
+def folder(root: Path, variant: str, method: str, seed: int) -> Path:
+  return root / f"{variant}-{method.replace(' ', '')}-seed{seed}"
+
+
+def read(root: Path, variant: str, method: str, seed: int) -> Curve:
+  record = read_run(folder(root, variant, method, seed))
+  result = record.results()[0]
+  steps = [score.step for score in result.student]
+  return Curve(
+    steps=steps,
+    accuracy=[score.accuracy for score in result.student],
+    tokens=[record.generated_tokens(step) for step in steps],
+    cpu_seconds=[_sum(record, "cpu_seconds", step) for step in steps],
+    cpu_seconds_compile=_sum(record, "cpu_seconds_compile", steps[-1]),
+    teacher=result.teacher.accuracy,
+  )
+
+
+def _sum(record: RunRecord, column: str, step: int) -> float:
+  return sum(row[column] for row in record.metrics if row["step"] <= step)
+
+
+def summary(curves: dict[tuple[str, str, int], Curve], seeds: int) -> list[dict]:
+  """One row a variant and method; every figure is (mean, standard error) over seeds, None where no seed got there."""
+  rows = []
+  for variant in VARIANTS:
+    for method in METHODS:
+      figures: dict[str, list[float]] = {}
+      reached = 0
+      for seed in range(seeds):
+        curve, opd = curves[variant, method, seed], curves[variant, "OPD", seed]
+        target = SHARE * opd.accuracy[-1]
+        at, opd_at = curve.reached(target), opd.reached(target)
+        best = max(curve.accuracy)
+        after_best = curve.accuracy[curve.accuracy.index(best) :]
+        values = {
+          "before": curve.accuracy[0],
+          "final": curve.accuracy[-1],
+          "best": best,
+          "lowest_after_best": min(after_best),
+          "tokens": curve.tokens[-1],
+          "cpu_seconds": curve.cpu_seconds[-1],
+        }
+        if at is not None:
+          reached += 1
+          values |= {
+            "tokens_to_target": curve.tokens[at],
+            "cpu_seconds_to_target": curve.cpu_seconds[at],
+            "tokens_share_of_opd": curve.tokens[at] / opd.tokens[opd_at],
+            "cpu_share_of_opd": curve.cpu_seconds[at] / opd.cpu_seconds[opd_at],
+          }
+        for name, value in values.items():
+          figures.setdefault(name, []).append(value)
+      rows.append(
+        {
+          "variant": variant,
+          "method": method,
+          "seeds": seeds,
+          "reached_target": reached,
+          **{name: mean_and_error(values) for name, values in figures.items()},
+        }
+      )
+  return rows
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+  error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+  return statistics.fmean(values), error
+
+
+def table(rows: list[dict]) -> str:
+  """Markdown. Accuracies in percent, mean ± standard error."""
+  head = (
+    "| task | method | before | final | best | lowest after best | tokens | reached 95 % of OPD | tokens to it "
+    "| of OPD's | CPU-s to it | of OPD's |\n|" + "---|" * 12
+  )
+
+  def cell(row: dict, name: str, scale: float = 1.0, digits: int = 0) -> str:
+    if name not in row:
+      return "-"
+    mean, error = row[name]
+    return f"{scale * mean:,.{digits}f} ± {scale * error:,.{digits}f}"
+
+  lines = [
+    f"| {row['variant']} | {row['method']} | {cell(row, 'before', 100, 1)} | {cell(row, 'final', 100, 1)} "
+    f"| {cell(row, 'best', 100, 1)} | {cell(row, 'lowest_after_best', 100, 1)} | {cell(row, 'tokens')} "
+    f"| {row['reached_target']} of {row['seeds']} | {cell(row, 'tokens_to_target')} "
+    f"| {cell(row, 'tokens_share_of_opd', 1, 2)} | {cell(row, 'cpu_seconds_to_target', 1, 1)} "
+    f"| {cell(row, 'cpu_share_of_opd', 1, 2)} |"
+    for row in rows
+  ]
+  return "\n".join([head, *lines])
+
+
+def draw(curves: dict[tuple[str, str, int], Curve], seeds: int, path: Path) -> None:
+  """Accuracy against generated tokens: thin lines are seeds, the thick one their mean at each evaluated step."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(1, len(VARIANTS), figsize=(11, 4.2), sharey=True, layout="constrained")
+  for ax, variant in zip(axes, VARIANTS):
+    for color, method in zip(("#4c566a", "#2a9d8f", "#e76f51", "#e9a820"), METHODS):
+      runs = [curves[variant, method, seed] for seed in range(seeds)]
+      for run in runs:
+        ax.plot(run.tokens[1:], [100 * a for a in run.accuracy[1:]], color=color, alpha=0.25, linewidth=0.8)
+      tokens = [statistics.fmean(values) for values in zip(*(run.tokens for run in runs))]
+      accuracy = [100 * statistics.fmean(values) for values in zip(*(run.accuracy for run in runs))]
+      ax.plot(tokens[1:], accuracy[1:], color=color, linewidth=2, label=method)
+    before = statistics.fmean(curves[variant, "OPD", seed].accuracy[0] for seed in range(seeds))
+    teacher = statistics.fmean(curves[variant, "OPD", seed].teacher for seed in range(seeds))
+    for level, name in ((before, "student before"), (teacher, "teacher")):
+      ax.axhline(100 * level, color="#888888", linewidth=0.8, linestyle=":")
+      ax.annotate(name, (1.0, 100 * level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    titles = {"uniform": "the gap is the same everywhere", "late": "the gap comes late"}
+    ax.set(xscale="log", title=f"{variant}: {titles[variant]}", xlabel="generated tokens", ylim=(-2, 104))
+    ax.spines[["top", "right"]].set_visible(False)
+  axes[0].set_ylabel("exact match of the whole chain, %")
+  axes[0].legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.08))
+  figure.savefig(path, dpi=150)
+
+
+def main(_: Sequence[str]) -> None:
+  root, seeds = Path(_RUNS.value), _SEEDS.value
+  run_all(root, seeds, _WORKERS.value)
+  keys = [(variant, method, seed) for variant in VARIANTS for method in METHODS for seed in range(seeds)]
+  curves = {key: read(root, *key) for key in keys}
+  rows = summary(curves, seeds)
+  text = table(rows)
+  out = Path(_OUT.value)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  out.with_suffix(".md").write_text(text + "\n")
+  saved = {" ".join(map(str, key)): dataclasses.asdict(curve) for key, curve in curves.items()}
+  out.with_suffix(".json").write_text(json.dumps({"summary": rows, "curves": saved}, indent=1) + "\n")
+  draw(curves, seeds, out.with_suffix(".png"))
+  print(text)
+  print(f"written to {out}.md, .json, .png")
+
+
+if __name__ == "__main__":
+  app.run(main)

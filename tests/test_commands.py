@@ -1,0 +1,92 @@
+"""The four commands one after the other, as real processes, without torch or TensorFlow to import; and the way out to
+transformers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from opd_jax import models
+from opd_jax.command_line import load_config
+from opd_jax.training import open_run, restore_student
+
+# What a plain install does not have must not be needed: these imports fail in the child.
+WITHOUT = """
+import runpy, sys
+sys.modules.update(torch=None, tensorflow=None)
+runpy.run_module(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+def command(module, *arguments):
+  done = subprocess.run(
+    [sys.executable, "-c", WITHOUT, f"opd_jax.{module}", *map(str, arguments)],
+    capture_output=True,
+    text=True,
+    env={**os.environ, "XLA_FLAGS": ""},
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_pair, tiny_config, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("commands")
+  flags = [f"--config.eval.path={tiny_pair}/prompts.jsonl", "--config.eval.prompts=8", "--config.eval.batch=8"]
+  arguments = [f"--config={tiny_config}", f"--workdir={folder}/run", *flags, "--config.log.tensorboard=True"]
+  return folder, arguments, command("train", *arguments)
+
+
+def test_train_leaves_a_whole_workdir_and_a_closing_table(trained):
+  folder, _, out = trained
+  present = {path.name for path in (folder / "run").iterdir()}
+  wanted = "config.json command.sh metrics.jsonl eval.jsonl samples.jsonl report.html tensorboard checkpoints"
+  assert set(wanted.split()) <= present
+  assert any((folder / "run" / "tensorboard").iterdir())
+  for word in ("step 4/4", "before", "after", "teacher", "generated", "compiles"):
+    assert word in out
+  assert os.access(folder / "run" / "command.sh", os.X_OK)
+
+
+def test_evaluate_adds_rows_and_drops_none(trained):
+  folder, arguments, _ = trained
+  before = (folder / "run" / "eval.jsonl").read_text().splitlines()
+  command("evaluate", *arguments)
+  after = (folder / "run" / "eval.jsonl").read_text().splitlines()
+  assert after[: len(before)] == before and len(after) == len(before) + 1
+
+  def marks(line):
+    return {key: value for key, value in json.loads(line).items() if key != "seconds"}
+
+  assert marks(after[-1]) == marks(before[-1])  # the same student, the same questions
+
+
+def test_an_exported_student_is_the_same_model_in_transformers(trained):
+  torch = pytest.importorskip("torch")
+  from transformers import AutoModelForCausalLM, AutoTokenizer
+
+  folder, arguments, _ = trained
+  command("export", f"--workdir={folder}/run", f"--out={folder}/hf")
+  run = open_run(load_config(arguments[0].partition("=")[2], arguments[2:]), folder / "run", jax.devices()[:1])
+  student, step = restore_student(run)
+  assert step == 4
+  tokens = np.random.default_rng(0).integers(0, 250, (3, 40))
+  reference = AutoModelForCausalLM.from_pretrained(folder / "hf")
+  with torch.no_grad():
+    theirs = reference(torch.tensor(tokens)).logits.numpy()
+  np.testing.assert_allclose(models.logits(student, tokens), theirs, atol=1e-4)
+  start = models.load(run.student_path, dtype="float32")
+  assert not np.allclose(models.logits(start, tokens), theirs, atol=1e-3)  # it has learned something
+  assert AutoTokenizer.from_pretrained(folder / "hf").eos_token == "<|endoftext|>"
+
+
+def test_report_is_written_for_one_and_for_several_runs(trained):
+  folder, _, _ = trained
+  command("report", folder / "run")
+  command("report", folder / "run", folder / "run", f"--out={folder}/both.html")
+  assert "<svg" in (folder / "both.html").read_text()
