@@ -9,7 +9,9 @@
 #   verbs="create run delete"                   the one word it takes, where it takes one
 set -euo pipefail
 
+# shellcheck disable=SC2034  # restart.sh and tpu_vm.sh read it
 PREEMPTED=75   # exit status of a run that saved on SIGTERM: EX_TEMPFAIL of sysexits.h, "try again"
+declare -A options=() switches=()
 verbs=""
 verb=""
 dry_run=no
@@ -120,6 +122,11 @@ quoted() {
 
 perform() {
   if [[ $dry_run == yes ]]; then quoted "$@"; else "$@"; fi
+}
+
+# The same for a piece of shell text.
+perform_text() {
+  if [[ $dry_run == yes ]]; then echo "$1"; else bash -c "$1"; fi
 }
 
 # The same for the last command of a script, which takes its place: signals go to it, its exit status counts.

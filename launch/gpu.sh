@@ -17,14 +17,16 @@
 #
 # SIGTERM or Ctrl-C saves and ends with status 75; the same command goes on from there.
 here=$(dirname "${BASH_SOURCE[0]}")
-# shellcheck source=launch/arguments.sh
+# shellcheck source-path=SCRIPTDIR source=arguments.sh
 source "$here/arguments.sh"
 
 declare -A options=([gpus]="" [memory]=0.92 [hosts]=1 [host]="" [coordinator]="" [python]=$(local_python)) switches=()
 read_arguments "$@"
 positive hosts
-[[ ${options[memory]} =~ ^(0\.[0-9]*[1-9][0-9]*|1\.0)$ ]] || bad_input "--memory=${options[memory]} is not a share: give 0.01 to 1.0"
-[[ ${options[gpus]:-0} =~ ^[0-9]+(,[0-9]+)*$ ]] || bad_input "--gpus=${options[gpus]} is not a list of numbers: give --gpus=0,1"
+[[ ${options[memory]} =~ ^(0\.[0-9]*[1-9][0-9]*|1\.0)$ ]] ||
+  bad_input "--memory=${options[memory]} is not a share: give 0.01 to 1.0"
+[[ ${options[gpus]:-0} =~ ^[0-9]+(,[0-9]+)*$ ]] ||
+  bad_input "--gpus=${options[gpus]} is not a list of numbers: give --gpus=0,1"
 complete_entry_point "${options[python]}"
 
 place=(JAX_PLATFORMS=cuda "XLA_PYTHON_CLIENT_MEM_FRACTION=${options[memory]}")

@@ -9,24 +9,29 @@
 #   --bucket=NAME     a Cloud Storage bucket to mount at ./bucket, so that --workdir=bucket/... outlives the machine
 #   --dry-run         print the commands, run nothing
 here=$(dirname "${BASH_SOURCE[0]}")
-# shellcheck source=launch/arguments.sh
+# shellcheck source-path=SCRIPTDIR source=arguments.sh
 source "$here/arguments.sh"
 
 declare -A options=([requirements]=requirements-tpu.txt [python-version]=3.12 [bucket]="") switches=()
 read_arguments "$@"
-[[ -f ${options[requirements]} ]] || bad_input "there is no ${options[requirements]} here: start from the root of the repository"
+[[ -f ${options[requirements]} ]] ||
+  bad_input "there is no ${options[requirements]} here: start from the root of the repository"
 
 perform python3 -m pip install --quiet --user uv
 perform python3 -m uv venv --quiet --allow-existing "--python=${options[python-version]}" .venv
 perform python3 -m uv pip install --quiet --python=.venv/bin/python "--requirement=${options[requirements]}"
 if [[ -n ${options[bucket]} ]]; then
   if [[ $dry_run == yes ]] || ! command -v gcsfuse >/dev/null; then
-    source_line="deb [signed-by=/usr/share/keyrings/cloud.google.asc] https://packages.cloud.google.com/apt gcsfuse-\$(lsb_release -c -s) main"
-    perform sudo curl -fsSo /usr/share/keyrings/cloud.google.asc https://packages.cloud.google.com/apt/doc/apt-key.gpg
-    perform bash -c "echo \"$source_line\" | sudo tee /etc/apt/sources.list.d/gcsfuse.list"
+    key=/usr/share/keyrings/cloud.google.asc
+    packages=https://packages.cloud.google.com/apt
+    perform sudo curl -fsSo "$key" "$packages/doc/apt-key.gpg"
+    list=/etc/apt/sources.list.d/gcsfuse.list
+    perform_text "echo \"deb [signed-by=$key] $packages gcsfuse-\$(lsb_release -cs) main\" | sudo tee $list"
     perform sudo apt-get -qq update
     perform sudo apt-get -qq install --yes gcsfuse
   fi
   perform mkdir -p bucket
-  if [[ $dry_run == yes ]] || ! mountpoint -q bucket; then perform gcsfuse --implicit-dirs "${options[bucket]}" bucket; fi
+  if [[ $dry_run == yes ]] || ! mountpoint -q bucket; then
+    perform gcsfuse --implicit-dirs "${options[bucket]}" bucket
+  fi
 fi

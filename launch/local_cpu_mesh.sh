@@ -12,7 +12,7 @@
 # SIGTERM or Ctrl-C saves and ends with status 75; the same command goes on from there. A run that is preempted
 # without this script being told is started again by itself.
 here=$(dirname "${BASH_SOURCE[0]}")
-# shellcheck source=launch/arguments.sh
+# shellcheck source-path=SCRIPTDIR source=arguments.sh
 source "$here/arguments.sh"
 
 declare -A options=([devices]=8 [python]=$(local_python)) switches=()
@@ -20,4 +20,5 @@ read_arguments "$@"
 positive devices
 complete_entry_point "${options[python]}"
 
-perform_last env JAX_PLATFORMS=cpu "XLA_FLAGS=$(cpu_devices "${options[devices]}")" "$here/restart.sh" "${entry_point[@]}"
+perform_last env JAX_PLATFORMS=cpu "XLA_FLAGS=$(cpu_devices "${options[devices]}")" \
+  "$here/restart.sh" "${entry_point[@]}"

@@ -15,7 +15,7 @@
 # Each process finds its place in JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. SIGTERM or Ctrl-C
 # makes all of them save and end with status 75. The exit status is that of the first process to fail.
 here=$(dirname "${BASH_SOURCE[0]}")
-# shellcheck source=launch/arguments.sh
+# shellcheck source-path=SCRIPTDIR source=arguments.sh
 source "$here/arguments.sh"
 
 declare -A options=([processes]=2 [devices]=4 [port]="" [patience]=90 [python]=$(local_python)) switches=()
@@ -23,11 +23,13 @@ read_arguments "$@"
 positive processes devices patience
 complete_entry_point "${options[python]}"
 if [[ -z ${options[port]} ]]; then
-  options[port]=$("${options[python]}" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  listen='import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'
+  options[port]=$("${options[python]}" -c "$listen")
 fi
 positive port
 
 declare -A running=() # pid -> process id
+# shellcheck disable=SC2329  # the trap calls it
 stop() { kill -TERM "${!running[@]}" 2>/dev/null || true; }
 trap stop TERM INT
 

@@ -6,7 +6,7 @@
 # A SIGTERM or SIGINT to this script goes on to the command as SIGTERM, which saves a checkpoint; it is not started
 # again then, and its status is this script's: whoever sent the signal knows when to come back. The same holds after
 # 100 restarts, so that a run which can never continue does not burn a machine for ever.
-# shellcheck source=launch/arguments.sh
+# shellcheck source-path=SCRIPTDIR source=arguments.sh
 source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 
 most_restarts=100
@@ -26,10 +26,10 @@ if [[ $dry_run == yes ]]; then
   exit 0
 fi
 
-stopped=no
+signals=0
 process=""
 stop() {
-  stopped=yes
+  signals=$((signals + 1))
   [[ -z $process ]] || kill -TERM "$process" 2>/dev/null || true
 }
 trap stop TERM INT
@@ -38,9 +38,9 @@ trap stop TERM INT
 wait_for_process() {
   local before
   while :; do
-    before=$stopped
+    before=$signals
     wait "$process" && status=0 || status=$?
-    [[ $before != "$stopped" ]] || break
+    ((before != signals)) || break
   done
 }
 
@@ -49,6 +49,6 @@ for ((restarts = 0; ; restarts++)); do
   process=$!
   wait_for_process
   process=""
-  [[ $status == "$PREEMPTED" && $stopped == no && $restarts -lt $most_restarts ]] || exit "$status"
+  ((status == PREEMPTED && signals == 0 && restarts < most_restarts)) || exit "$status"
   echo "exit status $PREEMPTED: preempted and saved; starting again" >&2
 done

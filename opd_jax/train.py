@@ -11,6 +11,7 @@ import jax
 
 from opd_jax import command_line
 from opd_jax.config import Config
+from opd_jax.distributed import join_cluster
 from opd_jax.programs import use_compilation_cache
 from opd_jax.telemetry.console import print_closing_table
 from opd_jax.telemetry.page import write_report
@@ -20,13 +21,18 @@ from opd_jax.training import open_run, train
 
 
 def main(config: Config) -> None:
+  join_cluster()
   jax.config.update("jax_debug_nans", config.debug.nans)
   run = open_run(config, command_line.workdir())
-  write_command(make_workdir(run.workdir), "opd_jax.train", sys.argv[1:])
   use_compilation_cache(run.workdir / "compilation_cache")
+  writes = jax.process_index() == 0
+  if writes:
+    write_command(make_workdir(run.workdir), "opd_jax.train", sys.argv[1:])
   train(run)
-  print_closing_table(read_run(run.workdir))
-  print(f"report     {write_report(run.workdir)}")
+  if writes:
+    report = write_report(run.workdir)
+    print_closing_table(read_run(run.workdir))
+    print(f"report     {report}")
 
 
 if __name__ == "__main__":

@@ -62,9 +62,13 @@ def mesh_of(arrays) -> Mesh | None:
 
 
 def place_rows(mesh: Mesh, arrays):
-  """Host arrays whose first axis is the rows of a batch, put on the mesh row-sharded."""
+  """Host arrays whose first axis is the rows of a batch, put on the mesh row-sharded.
+
+  Every process holds the whole batch (it is a pure function of config and step) and feeds the rows of its own devices.
+  """
 
   def place(x):
-    return jax.device_put(x, axes.sharding(mesh, ("batch", *(None,) * (x.ndim - 1)), x.shape))
+    placement = axes.sharding(mesh, ("batch", *(None,) * (x.ndim - 1)), x.shape)
+    return jax.make_array_from_callback(x.shape, placement, lambda index: x[index])
 
   return jax.tree.map(place, arrays)

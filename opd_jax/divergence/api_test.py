@@ -43,7 +43,10 @@ def test_only_loss_has_a_gradient_and_only_for_the_student():
 
   def gradients(output):
     names = ("student_hidden", "student_head", "teacher_hidden", "teacher_head", "weights")
-    call = lambda *values: output(divergence(**(arrays | dict(zip(names, values))), kind="reverse_kl"))
+
+    def call(*values):
+      return output(divergence(**(arrays | dict(zip(names, values))), kind="reverse_kl"))
+
     return [float(jnp.abs(g).max()) for g in jax.grad(call, range(5))(*(arrays[name] for name in names))]
 
   student_hidden, student_head, *fixed = gradients(lambda answer: answer.loss)

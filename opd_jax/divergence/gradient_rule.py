@@ -15,7 +15,6 @@ from opd_jax.divergence import pallas_gpu, pallas_tpu, token_chunk, vocab_chunk
 from opd_jax.divergence.problem import Divergence, Inputs, Problem
 from opd_jax.divergence.sharded import over_mesh
 
-
 _KERNELS = {"pallas_tpu": pallas_tpu.rows_and_gradients, "pallas_gpu": pallas_gpu.rows_and_gradients}
 
 

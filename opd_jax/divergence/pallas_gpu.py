@@ -116,7 +116,7 @@ def _statistics(problem: Problem, inputs: Inputs, blocks: Blocks, tile, keep: bo
   def kernel(limit, hidden_s, head_s, hidden_t, head_t, sums, *kept):
     i, share = pl.program_id(0), pl.program_id(1)
     first_token = i * bt
-    most = plgpu.load(limit.at[0])
+    most = plgpu.load(limit.at[pl.ds(0, 1)])
 
     def add_tile(j, seen):
       # The last tile starts early, inside the head; the rows that its neighbour holds are masked.
@@ -144,7 +144,7 @@ def _statistics(problem: Problem, inputs: Inputs, blocks: Blocks, tile, keep: bo
     last = jnp.minimum(first + tiles_of_share, vocab_tiles)
     seen = lax.fori_loop(first, last, add_tile, formulas.start((bt,), jnp.float32))
     for k, column in enumerate(seen):
-      plgpu.store(sums.at[share, k, pl.ds(first_token, bt)], column)
+      plgpu.store(sums.at[share, jnp.int32(k), pl.ds(first_token, bt)], column)
 
   shapes = [jax.ShapeDtypeStruct((shares, 7, padded), jnp.float32)]
   if keep:

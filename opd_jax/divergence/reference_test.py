@@ -1,4 +1,4 @@
-"""The specification itself, against what others wrote: numpy definitions, TRL's chunked generalised JSD, enumeration."""
+"""The specification itself, against numpy definitions, TRL's generalised JSD and enumeration."""
 
 import jax
 import jax.numpy as jnp

@@ -92,5 +92,5 @@ def assert_agree(got, expected, largest: float, factor: float = 1.0):
   pairs += [("d_hidden", got[1], expected[1]), ("d_head", got[2], expected[2])]
   for name, value, wanted in pairs:
     assert np.isfinite(value).all(), name
-    error = np.abs(value.astype(np.float64) - wanted).max(initial=0)
+    error = np.abs(np.asarray(value, np.float64) - wanted).max(initial=0)
     assert error <= factor * tolerance(wanted, largest), f"{name}: error {error:.2e} at size {np.abs(wanted).max():.2e}"

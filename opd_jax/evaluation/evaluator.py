@@ -17,7 +17,7 @@ import numpy as np
 
 from opd_jax.config import Config
 from opd_jax.data import PromptSet, Tokenizer, pad_left
-from opd_jax.distributed import place_rows
+from opd_jax.distributed import fetch, place_rows
 from opd_jax.evaluation.graders import grade
 from opd_jax.models import Model
 from opd_jax.programs import ProgramTable
@@ -104,7 +104,7 @@ class Evaluator:
       rows = np.arange(first * k, (first + c.eval.batch) * k, dtype=np.uint32)
       arrays = place_rows(self.mesh, (*pad_left(ids, c.rollout.max_prompt), rows))
       numbers = (np.int32(c.horizon.max), np.uint32(c.seed), np.uint32(_STEP))
-      result = jax.device_get(self.table.run(program, c.horizon.max, model, *arrays[:2], *numbers, arrays[2]))
+      result = fetch(self.table.run(program, c.horizon.max, model, *arrays[:2], *numbers, arrays[2]))
       for row in range(real * k):
         kept = result.completions_bs[row][result.completion_mask_bs[row]]
         if row % k == 0:

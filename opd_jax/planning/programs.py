@@ -75,6 +75,11 @@ class Program:
     return f"{self.name} (teacher)" if self.model == "teacher" else self.name
 
   @property
+  def batch(self) -> tuple[Any, ...]:
+    """The arguments that come and go with a step; those before them live on the chip all through the run."""
+    return self.arguments[1:] if self.generates else self.arguments[2:]
+
+  @property
   def generates(self) -> bool:
     return self.name != "update"
 

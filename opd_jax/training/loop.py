@@ -6,10 +6,13 @@ A checkpoint comes last, so whatever it covers has been written, and rows after 
 """
 
 import dataclasses
+import os
 import resource
+import signal
 import sys
+import threading
 import time
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +21,7 @@ import numpy as np
 from opd_jax import config as configs
 from opd_jax import models
 from opd_jax.data import order, pad_left
-from opd_jax.distributed import place_rows
+from opd_jax.distributed import any_process, place_rows
 from opd_jax.errors import InputError
 from opd_jax.horizon import bucket_for
 from opd_jax.models import Model
@@ -31,29 +34,37 @@ from opd_jax.training.run import Run
 from opd_jax.training.state import TrainState, abstract_state, init_state, make_optimizer
 
 _PROFILED = (3, 5)  # first and last step of log.profile, counted from the process's first: compiles are over by then
+PREEMPTED = 75  # exit status after SIGTERM: saved, run the same command again (EX_TEMPFAIL of sysexits.h)
 
 
 def train(run: Run) -> None:
-  """Trains until `config.steps`, from the newest checkpoint of the workdir where there is one."""
-  config = run.config
+  """Trains until `config.steps`, from the newest checkpoint of the workdir where there is one.
+
+  On SIGTERM it saves the step that it is at and raises SystemExit(PREEMPTED).
+  """
+  config, writes = run.config, jax.process_index() == 0
   make_workdir(run.workdir)
   checkpoints = Checkpointer(run.workdir, config.checkpoint.keep)
   resume = checkpoints.latest()
-  with RunLog(run.workdir, resume_step=resume, tensorboard=config.log.tensorboard) as log:
-    write_config(run.workdir, configs.to_dict(config))
-    if resume is not None and resume >= config.steps and _evaluated(run, log, resume):
+  with RunLog(run.workdir, resume_step=resume, writes=writes, tensorboard=config.log.tensorboard) as log:
+    if writes:
+      write_config(run.workdir, configs.to_dict(config))
+    # Only the writing process knows what has been evaluated; all must agree on what comes next.
+    evaluated = any_process(any(row["step"] == resume and row["model"] == "student" for row in log.evaluations))
+    if resume is not None and resume >= config.steps and (evaluated or not run.evaluator):
       print(f"{run.workdir} is at step {resume} of {config.steps}: nothing left to do")
     else:
-      _train(run, log, checkpoints)
+      with _Termination() as termination, open(os.devnull, "w") as silence:
+        _train(run, log, sys.stdout if writes else silence, checkpoints, termination)
   checkpoints.close()
 
 
-def _train(run: Run, log: RunLog, checkpoints: Checkpointer) -> None:
+def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, termination: "_Termination") -> None:
   config = run.config
   teacher = models.load(run.teacher_path, dtype=jnp.dtype(config.teacher.dtype), mesh=run.mesh)
   state, progress = _start(run, checkpoints)
   first = progress.step
-  with StepProgress(config.steps, start=first, every=config.log.every) as console:
+  with StepProgress(config.steps, start=first, every=config.log.every, stream=stream) as console:
     if run.prompts.dropped_long:
       limit = config.rollout.max_prompt
       console.note(f"{run.prompts.dropped_long} prompts left out: longer than rollout.max_prompt={limit} tokens")
@@ -67,16 +78,21 @@ def _train(run: Run, log: RunLog, checkpoints: Checkpointer) -> None:
     if first == 0 and run.evaluator and config.eval.baseline:
       evaluate(teacher, "teacher", 0)
       evaluate(state.student, "student", 0)
-    unplanned, started = None, time.perf_counter()
+    if first >= config.steps and run.evaluator:
+      evaluate(state.student, "student", first)
+    unplanned = None
     while progress.step < config.steps:
+      started = time.perf_counter()
       _profile(run, progress.step - first + 1)
       state, progress, row = take_step(run, state, teacher, progress)
-      # Compiles of the first step (the first transfers, the checkpoint's) are the price of starting, not a surprise.
+      # What the first step compiles beside its programs (transfers, say) is the price of starting, not a surprise.
       unplanned = unplanned_compiles() if unplanned is None else unplanned
-      row |= {"compiles": len(run.table.compiles), "unplanned_compiles": unplanned_compiles() - unplanned}
-      row["host_memory_peak"] = _host_memory_peak()
-      row["seconds_step"] = time.perf_counter() - started
-      started = time.perf_counter()
+      row |= {
+        "compiles": len(run.table.compiles),
+        "unplanned_compiles": unplanned_compiles() - unplanned,
+        "host_memory_peak": _host_memory_peak(),
+        "seconds_step": time.perf_counter() - started,
+      }
       log.step(row)
       console.step(row)
       if row["unplanned_compiles"] and config.log.fail_on_unplanned_compile:
@@ -84,15 +100,38 @@ def _train(run: Run, log: RunLog, checkpoints: Checkpointer) -> None:
           f"step {progress.step}: XLA compiled something outside the program table "
           "(log.fail_on_unplanned_compile); JAX_LOG_COMPILES=1 names it"
         )
-      last = progress.step == config.steps
-      early = progress.step <= config.eval.first
-      if run.evaluator and (last or early or (config.eval.every and progress.step % config.eval.every == 0)):
+      last, stop = progress.step == config.steps, any_process(termination.requested)
+      if run.evaluator and not stop and (last or _evaluation_is_due(config.eval, progress.step)):
         evaluate(state.student, "student", progress.step)
-      if last or progress.step % config.checkpoint.every == 0:
+      if last or stop or progress.step % config.checkpoint.every == 0:
         checkpoints.save(state, progress)
-      started = time.perf_counter()
-    if run.evaluator and not _evaluated(run, log, progress.step):
-      evaluate(state.student, "student", progress.step)
+      if stop and not last:
+        checkpoints.close()
+        console.note(f"SIGTERM: step {progress.step} is saved; the same command goes on from there")
+        raise SystemExit(PREEMPTED)
+
+
+def _evaluation_is_due(config: configs.Eval, step: int) -> bool:
+  return step <= config.first or (config.every > 0 and step % config.every == 0)
+
+
+class _Termination:
+  """Remembers a SIGTERM until the step is done. Handlers belong to the main thread: elsewhere nothing is caught."""
+
+  requested = False
+
+  def __enter__(self) -> "_Termination":
+    self._previous = None
+    if threading.current_thread() is threading.main_thread():
+      self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    if self._previous is not None:
+      signal.signal(signal.SIGTERM, self._previous)
+
+  def _on_signal(self, *_: object) -> None:
+    self.requested = True
 
 
 def _start(run: Run, checkpoints: Checkpointer) -> tuple[TrainState, Progress]:
@@ -160,11 +199,6 @@ def _host_memory_peak() -> int:
   """Most resident memory of this process so far, in bytes. Flat once every program has run, or something leaks."""
   unit = 1 if sys.platform == "darwin" else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _evaluated(run: Run, log: RunLog, step: int) -> bool:
-  """Whether the student of this step has its marks already."""
-  return not run.evaluator or any(row["step"] == step and row["model"] == "student" for row in log.evaluations)
 
 
 def _profile(run: Run, nth: int) -> None:

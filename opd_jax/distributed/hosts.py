@@ -1,0 +1,53 @@
+"""Many processes as one program: joining a cluster where there is one, and agreeing on what branches.
+
+Every process runs the same Python on the same config; what it computes with is one global mesh. So everything that
+decides which program runs next (horizon, stop, save) must be the same on all of them, and only process 0 writes logs.
+"""
+
+import os
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from opd_jax.errors import InputError
+
+_HEARTBEAT_SECONDS = 30  # a lost process ends the others within a minute, with a message, instead of a hang
+
+
+def join_cluster() -> None:
+  """`jax.distributed.initialize` where there is a cluster, nothing elsewhere. Before any other use of jax.
+
+  A cluster is what jax itself detects (Cloud TPU pods, GKE, SLURM, Open MPI), or what these variables name:
+  JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+  """
+  named = {name: os.environ.get(name) for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")}
+  if any(named.values()):
+    missing = [name for name, value in named.items() if not value]
+    if missing or not (named["JAX_NUM_PROCESSES"].isdigit() and named["JAX_PROCESS_ID"].isdigit()):
+      raise InputError(f"a cluster needs {', '.join(named)}, the last two as numbers; missing: {missing or 'none'}")
+    jax.distributed.initialize(
+      named["JAX_COORDINATOR_ADDRESS"],
+      int(named["JAX_NUM_PROCESSES"]),
+      int(named["JAX_PROCESS_ID"]),
+      heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+    )
+    return
+  try:
+    jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+  except ValueError:  # what jax raises where it detects no cluster
+    return
+
+
+def any_process(flag: bool) -> bool:
+  """Whether `flag` is set on at least one process; the same answer on all. Every process must call it."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def fetch(arrays):
+  """A pytree of global arrays as numpy arrays, whole, on every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(arrays)
+  return multihost_utils.process_allgather(arrays, tiled=True)

@@ -1,0 +1,112 @@
+"""One program, compiled for devices that need not be here, and what it needs: the row of the plan's table."""
+
+import dataclasses
+import math
+import re
+
+import jax
+from jax.extend.core import jaxprs_in_params
+
+from opd_jax.planning.hlo import Work, read_work
+from opd_jax.planning.programs import Program
+from opd_jax.programs import ProgramTable
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_NEEDED = re.compile(r"(?:Used|temporaries \()\s*([\d.]+)([KMGT]?)")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledProgram:
+  """What one program needs of each chip.
+
+  Attributes:
+    program: what was compiled.
+    compile_seconds: tracing, lowering and compiling.
+    argument_bytes: of its arguments; most of them (weights, optimizer) live on the chip all through the run.
+    batch_bytes: of those arguments that do not: prompts, rollout.
+    temp_bytes: beyond its arguments: temporaries, results that take no argument's place, code. Where the compiler
+      gave up for lack of memory, what it says was needed.
+    flops: multiply-adds of its matrix products x 2, a chip's share of the whole mesh's.
+    work: collectives and cycles; None where the compiler gave up.
+    predicted_seconds: cycles over the clock; communication and stalls are not in it. None where there are no cycles.
+    out_of_memory: the compiler gave up.
+  """
+
+  program: Program
+  compile_seconds: float
+  argument_bytes: int
+  batch_bytes: int
+  temp_bytes: int
+  flops: float
+  work: Work | None
+  predicted_seconds: float | None
+  out_of_memory: bool
+
+
+def compile_program(table: ProgramTable, program: Program, chips: int, hertz: float | None) -> CompiledProgram:
+  """Compiles `program` for the table's mesh. A program too large for its chip is a result, not an error."""
+  argument_bytes = bytes_on_chip(program.arguments)
+  batch_bytes = bytes_on_chip(program.batch)
+  traced = table.trace(program.name, program.bucket, *program.arguments)
+  flops = matmul_flops(traced.jaxpr.jaxpr, program.bucket - 1) / chips
+  before = len(table.compiles)
+  try:
+    compiled = table.compile(program.name, program.bucket, *program.arguments)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    temp_bytes = max(0, _needed(str(error)) - argument_bytes)
+    return CompiledProgram(
+      program, math.nan, argument_bytes, batch_bytes, temp_bytes, flops, None, None, out_of_memory=True
+    )
+  memory = compiled.memory_analysis()
+  work = read_work(compiled.as_text(), open_trips=program.bucket - 1)
+  return CompiledProgram(
+    program=program,
+    compile_seconds=sum(done.seconds for done in table.compiles[before:]),
+    argument_bytes=argument_bytes,
+    batch_bytes=batch_bytes,
+    temp_bytes=(
+      memory.temp_size_in_bytes
+      + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+      + memory.generated_code_size_in_bytes
+    ),
+    flops=flops,
+    work=work,
+    predicted_seconds=work.cycles / hertz if work.cycles and hertz else None,
+    out_of_memory=False,
+  )
+
+
+def bytes_on_chip(tree) -> int:
+  """Bytes of one device's shards of a tree of abstract arrays."""
+  return sum(
+    math.prod(x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )
+
+
+def matmul_flops(jaxpr, open_trips: int) -> float:
+  """Floating-point operations of a jaxpr's matrix products, loops unrolled, on the arrays of all devices.
+
+  Args:
+    jaxpr: of a traced function.
+    open_trips: turns of a `while` (its limit is traced; a `scan` knows its own length).
+  """
+  total = 0.0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      (contract, _), _ = equation.params["dimension_numbers"]
+      width = math.prod(equation.invars[0].aval.shape[axis] for axis in contract)
+      total += 2.0 * width * math.prod(equation.outvars[0].aval.shape)
+    times = {"scan": equation.params.get("length", 1), "while": open_trips}.get(equation.primitive.name, 1)
+    if equation.primitive.name == "shard_map":  # its body sees one device's shards
+      times = equation.params["mesh"].size
+    total += times * sum(matmul_flops(inner, open_trips) for inner in jaxprs_in_params(equation.params))
+  return total
+
+
+def _needed(message: str) -> int:
+  """Bytes that the compiler says a program that did not fit would have needed."""
+  found = [float(number) * _UNITS[unit] for number, unit in _NEEDED.findall(message)]
+  return int(max(found, default=0))

@@ -1,0 +1,147 @@
+"""Bytes of one chip: by role, exactly, from shapes and shardings; and temporaries, roughly, without a compiler.
+
+    all through a run     student (float32 master) | optimizer | teacher
+    while a program runs                                             + batch + temporaries (a rollout's hold its cache)
+
+The model of the temporaries adds up the large arrays that each program makes. What XLA makes of them (which of them
+live at the same time, which are fused away) is not modelled: the search scales the sum by a compile of the same
+program, and has its final candidate compiled.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
+
+from opd_jax.config import Config
+from opd_jax.distributed import sharding
+from opd_jax.models import Architecture
+from opd_jax.planning.compiled import CompiledProgram, bytes_on_chip
+from opd_jax.planning.programs import Architectures, Program, abstract_models
+
+_FLOAT32 = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Resident:
+  """Bytes of one chip that are taken all through a run."""
+
+  student: int
+  optimizer: int
+  teacher: int
+
+  @property
+  def total(self) -> int:
+    return self.student + self.optimizer + self.teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+  """Bytes of one chip by role at the moment when most is taken; they add up to that moment's total.
+
+  The cache is free again when an update runs: where the update is the peak, its temporaries fill the cache's place
+  first, and `temp` is what they need beyond it.
+  """
+
+  student: int
+  optimizer: int
+  teacher: int
+  cache: int
+  temp: int
+
+  @property
+  def total(self) -> int:
+    return sum(dataclasses.astuple(self))
+
+
+def resident(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> Resident:
+  """What both models and the optimizer take of each chip."""
+  state, teacher = abstract_models(config, models, mesh)
+  return Resident(bytes_on_chip(state.student), bytes_on_chip((state.opt_state, state.step)), bytes_on_chip(teacher))
+
+
+def cache_bytes(config: Config, models: Architectures, program: Program, mesh: Mesh | AbstractMesh) -> int:
+  """Of one chip's keys and values in a program that generates; 0 in one that does not."""
+  if not program.generates:
+    return 0
+  a: Architecture = getattr(models, program.model)
+  shape = (a.layers, program.rows, config.rollout.max_prompt + program.bucket, a.kv_heads, a.head_dim)
+  placed = sharding(mesh, ("layers", "batch", "length", "kv_heads", "head_dim"), shape)
+  return 2 * bytes_on_chip(jax.ShapeDtypeStruct(shape, jnp.dtype(config.student.dtype), sharding=placed))
+
+
+def footprint(
+  config: Config, models: Architectures, mesh: Mesh | AbstractMesh, compiled: list[CompiledProgram]
+) -> Footprint:
+  """The roles at the peak of a run whose programs were compiled."""
+  lasting = resident(config, models, mesh)
+  cache = max((cache_bytes(config, models, row.program, mesh) for row in compiled), default=0)
+  passing = max((row.batch_bytes + row.temp_bytes for row in compiled), default=0)
+  return Footprint(lasting.student, lasting.optimizer, lasting.teacher, cache, max(0, passing - cache))
+
+
+def model_temporaries(config: Config, models: Architectures, program: Program, mesh: Mesh | AbstractMesh) -> int:
+  """A chip's temporaries in one program, as the sum of its large arrays."""
+  if program.generates:
+    return _generating(config, getattr(models, program.model), program, mesh) + cache_bytes(
+      config, models, program, mesh
+    )
+  return _updating(config, models, program, mesh)
+
+
+def _generating(config: Config, a: Architecture, program: Program, mesh: Mesh | AbstractMesh) -> int:
+  """Beside the cache: weights in the computation's dtype, gathered head, prefill, logits of one position."""
+  tensor, parts, width = _cut(mesh, config.student.dtype)
+  rows, P = -(-program.rows // parts), config.rollout.max_prompt
+  prompts = -(-program.batch[0].shape[0] // parts)
+  weights = width * _parameters(a) // mesh.size + 2 * width * _layer_parameters(a) // tensor
+  head = width * a.vocab_size * a.hidden_size // tensor
+  logits = 3 * _FLOAT32 * rows * a.vocab_size // tensor
+  prefill = prompts * (2 * _FLOAT32 * a.heads // tensor * P * P + P * _activations(a, width, tensor))
+  decode = 2 * _FLOAT32 * rows * a.heads // tensor * (P + program.bucket)
+  return weights + head + max(prefill, decode + logits)
+
+
+def _updating(config: Config, models: Architectures, program: Program, mesh: Mesh | AbstractMesh) -> int:
+  """Weights and gradients, both heads gathered, what the backward pass keeps, one layer of either model."""
+  student, teacher = models.student, models.teacher
+  tensor, parts, width = _cut(mesh, config.student.dtype)
+  _, _, teacher_width = _cut(mesh, config.teacher.dtype)
+  rows = -(-program.rows // config.optimizer.micro_batches // parts)
+  T = config.rollout.max_prompt + program.bucket
+
+  def layer(a: Architecture, width: int) -> int:
+    """Activations of one layer: dense attention keeps [rows, N, T, T], once as float32 and once as weights."""
+    return rows * (T * _activations(a, width, tensor) + (_FLOAT32 + width) * a.heads // tensor * T * T)
+
+  gradients = (width + _FLOAT32 * (1 + (config.optimizer.micro_batches > 1))) * _parameters(student) // mesh.size
+  weights = width * _parameters(student) // mesh.size + 2 * width * _layer_parameters(student) // tensor
+  heads = width * student.vocab_size * student.hidden_size + teacher_width * teacher.vocab_size * teacher.hidden_size
+  head_gradient = _FLOAT32 * student.vocab_size * student.hidden_size // tensor
+  states = 2 * rows * program.bucket * (width * student.hidden_size + teacher_width * teacher.hidden_size)
+  kept = student.layers * rows * T * width * student.hidden_size
+  if not config.student.remat:
+    kept += student.layers * layer(student, width)
+  passing = max(2 * layer(student, width), layer(teacher, teacher_width))
+  return weights + gradients + heads // tensor + head_gradient + states + kept + passing
+
+
+def _cut(mesh: Mesh | AbstractMesh, dtype: str) -> tuple[int, int, int]:
+  """How many ways heads and vocabulary are split, how many ways rows are, and the bytes of a number."""
+  return mesh.shape["tensor"], mesh.shape["data"] * mesh.shape["fsdp"], jnp.dtype(dtype).itemsize
+
+
+def _layer_parameters(a: Architecture) -> int:
+  attention = 2 * a.hidden_size * a.head_dim * (a.heads + a.kv_heads)
+  return attention + 3 * a.hidden_size * a.mlp_size
+
+
+def _parameters(a: Architecture) -> int:
+  return a.layers * _layer_parameters(a) + (1 if a.tied_head else 2) * a.vocab_size * a.hidden_size
+
+
+def _activations(a: Architecture, width: int, tensor: int) -> int:
+  """Bytes that one position takes in one layer: residual stream and norms, attention, MLP."""
+  split = (2 * a.heads + 2 * a.kv_heads) * a.head_dim + 3 * a.mlp_size
+  return width * (4 * a.hidden_size + split // tensor)

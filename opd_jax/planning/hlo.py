@@ -1,0 +1,120 @@
+"""What a compiled program does, read from its text: loops and how often they turn, collectives, cycles.
+
+A computation runs as often as whoever calls it; a loop's body as often as the loop turns. XLA's own cost analysis
+counts a body once, which for a scan over layers or a decode loop is wrong by the number of layers or tokens.
+
+    ENTRY main          x 1
+      while (decode)    x bucket - 1    its limit is the traced horizon
+        while (layers)  x 28            compare(i, constant(28))
+          all-gather    x 28 (bucket - 1)
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
+_CALLED = re.compile(r"\b(body|condition|calls|to_apply|branch_computations|true_computation|false_computation)=")
+_NAMES = re.compile(r"%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]")
+_INTEGER = re.compile(r"^[su]\d+\[\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What one device does in one call of a program.
+
+  Attributes:
+    collectives: kind -> how many the program's text holds.
+    collective_bytes: kind -> bytes of their results, each as often as it runs.
+    cycles: estimated by the TPU compiler for its fusions, each as often as it runs; None where it gives none.
+  """
+
+  collectives: dict[str, int]
+  collective_bytes: dict[str, int]
+  cycles: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+  name: str
+  type: str
+  opcode: str
+  rest: str  # operands and attributes
+
+  def called(self, attribute: str) -> list[str]:
+    """Names of the computations under `attribute`."""
+    match = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.rest)
+    return _NAMES.findall(match[1]) if match else []
+
+
+def read_work(text: str, open_trips: int) -> Work:
+  """The Work of a compiled module's text. `open_trips`: turns of a loop whose limit is not a constant."""
+  computations, entry = _parse(text)
+  count, moved, cycles = Counter(), Counter(), []
+
+  def visit(name: str, times: int, fused: bool) -> None:
+    for instruction in computations.get(name, ()):
+      kind = instruction.opcode.removesuffix("-start")
+      if kind in COLLECTIVES:
+        moved[kind] += times * _bytes(instruction)
+      found = _CYCLES.search(instruction.rest)
+      if found and not fused:
+        cycles.append(times * int(found[1]))
+      turns = _turns(instruction, computations, open_trips) if instruction.opcode == "while" else 1
+      for attribute in set(_CALLED.findall(instruction.rest)):
+        inside = fused or instruction.opcode == "fusion"  # what is inside a fusion is in the fusion's own cycles
+        for called in instruction.called(attribute):
+          visit(called, times * turns, inside)
+
+  for instructions in computations.values():
+    for instruction in instructions:
+      count[instruction.opcode.removesuffix("-start")] += 1
+  visit(entry, 1, False)
+  return Work(
+    collectives={kind: count[kind] for kind in COLLECTIVES if count[kind]},
+    collective_bytes={kind: moved[kind] for kind in COLLECTIVES if moved[kind]},
+    cycles=sum(cycles) if cycles else None,
+  )
+
+
+def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+  """The instructions of every computation, and the entry's name."""
+  computations, entry, current = {}, "", []
+  for line in text.splitlines():
+    header = _COMPUTATION.match(line)
+    if header:
+      current = computations.setdefault(header[2], [])
+      entry = header[2] if header[1] else entry
+      continue
+    match = _INSTRUCTION.match(line)
+    if match:
+      current.append(_Instruction(*match.groups()))
+  return computations, entry
+
+
+def _turns(loop: _Instruction, computations: dict[str, list[_Instruction]], open_trips: int) -> int:
+  """How often a loop's body runs: told by the compiler, or the constant that its condition compares with."""
+  told = _TRIPS.search(loop.rest)
+  if told:
+    return int(told[1])
+  condition = [instruction for name in loop.called("condition") for instruction in computations.get(name, ())]
+  limits = [i for i in condition if i.opcode == "constant" and _INTEGER.match(i.type)]
+  return int(limits[0].rest.split(")")[0]) if len(limits) == 1 else open_trips
+
+
+def _bytes(collective: _Instruction) -> int:
+  """Bytes of a collective's result. The type of a `-start` is a tuple of operand, result and bookkeeping."""
+  sizes = [
+    math.prod(int(n) for n in shape.split(",") if n) * max(1, int(re.search(r"\d+", kind)[0]) // 8)
+    if kind != "pred"
+    else math.prod(int(n) for n in shape.split(",") if n)
+    for kind, shape in _ARRAY.findall(collective.type)
+  ]
+  return max(sizes, default=0) if collective.opcode.endswith("-start") else sum(sizes)

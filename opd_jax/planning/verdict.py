@@ -1,0 +1,206 @@
+"""The plan of a run on a machine: its programs compiled, their bytes against the chip's, and what to change."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from opd_jax.config import Config
+from opd_jax.distributed import make_mesh
+from opd_jax.distributed.topologies import Topology
+from opd_jax.planning.compiled import CompiledProgram, compile_program
+from opd_jax.planning.footprint import Footprint, footprint
+from opd_jax.planning.programs import (
+  Architectures,
+  abstract_mesh,
+  check_mesh,
+  list_programs,
+  make_table,
+  read_architectures,
+)
+from opd_jax.planning.search import Candidate, Search
+
+_TRIES = 3  # candidates that are compiled at most before the plan gives up on mending
+_GiB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """Whether a run fits a machine.
+
+  Attributes:
+    topology: the machine.
+    programs: every program of the run, compiled.
+    memory: of one chip by role, at the peak.
+    advice: how much room there is, or what to change.
+  """
+
+  topology: Topology
+  programs: list[CompiledProgram]
+  memory: Footprint
+  advice: str
+
+  @property
+  def fits(self) -> bool:
+    return _fits(self.programs, self.memory, self.topology)
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain values; None where the compiler gave none."""
+    return {
+      "topology": self.topology.name if self.topology.slices == 1 else f"{self.topology.slices} x {self.topology.name}",
+      "chips": self.topology.chips,
+      "hbm_bytes_per_chip": self.topology.hbm_bytes,
+      "programs": [
+        {
+          "name": row.program.label,
+          "bucket": row.program.bucket,
+          "compile_seconds": round(row.compile_seconds, 2),
+          "argument_bytes": row.argument_bytes,
+          "temp_bytes": row.temp_bytes,
+          "flops": row.flops,
+          "collectives": row.work.collectives if row.work else None,
+          "predicted_seconds": row.predicted_seconds,
+        }
+        for row in self.programs
+      ],
+      "memory_bytes_per_chip": dataclasses.asdict(self.memory),
+      "fits": self.fits,
+      "advice": self.advice,
+    }
+
+  def show(self, console: Console) -> None:
+    """Two tables and the verdict."""
+    table = Table(title=f"{self.topology.name}: {self.topology.chips} chips, of each chip:")
+    table.add_column("program", overflow="fold")
+    for name in ("bucket", "compile s", "arguments GiB", "temporaries GiB", "TFLOP", "predicted s"):
+      table.add_column(name, justify="right")
+    table.add_column("collectives: count, GiB moved", overflow="fold")
+    for row in self.programs:
+      table.add_row(
+        row.program.label,
+        str(row.program.bucket),
+        f"{row.compile_seconds:.1f}",
+        f"{row.argument_bytes / _GiB:.3f}",
+        f"{row.temp_bytes / _GiB:.3f}{' (out of memory)' if row.out_of_memory else ''}",
+        f"{row.flops / 1e12:.4g}",
+        "-" if row.predicted_seconds is None else f"{row.predicted_seconds:.3g}",
+        _collectives(row),
+      )
+    console.print(table)
+    memory = Table(title="memory of a chip at its peak, GiB")
+    roles = dataclasses.asdict(self.memory) | {"sum": self.memory.total, "has": self.topology.hbm_bytes}
+    for role in roles:
+      memory.add_column(role, justify="right")
+    memory.add_row(*(f"{size / _GiB:.3f}" for size in roles.values()))
+    console.print(memory)
+    console.print("predicted s: cycles that the compiler estimates, without communication and stalls", style="dim")
+    console.print("fits" if self.fits else "does not fit", style="bold green" if self.fits else "bold red")
+    console.print(self.advice, soft_wrap=True, highlight=False)
+
+
+def make_plan(config: Config, topology: Topology, say: Callable[[str], None]) -> Verdict:
+  """Compiles every program of a run for a machine that need not be here, and looks for a way where it does not fit.
+
+  Args:
+    config: of the run; of its models only config.json is read.
+    topology: the machine.
+    say: told what is being compiled.
+
+  Raises InputError for what `train` would refuse on that machine, and without the compiler for it.
+  """
+  models = read_architectures(config)
+  check_mesh(config, models, abstract_mesh(config, topology.chips))
+  programs = _compiled(config, models, topology, say)
+  mesh = abstract_mesh(config, topology.chips)
+  memory = footprint(config, models, mesh, programs)
+  search = Search.calibrated(models, config, mesh, programs)
+  if _fits(programs, memory, topology):
+    advice = _room(search, config, topology)
+  else:
+    advice = _mending(search, config, models, topology, programs, say)
+  return Verdict(topology, programs, memory, advice)
+
+
+def _compiled(
+  config: Config,
+  models: Architectures,
+  topology: Topology,
+  say: Callable[[str], None],
+  known: list[CompiledProgram] = (),
+) -> list[CompiledProgram]:
+  """The programs of a run, compiled; those of `known` that are the same are taken over."""
+  mesh = make_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), topology.devices())
+  table, rows = make_table(config, models, mesh), []
+  for program in list_programs(config, models, mesh):
+    same = [row for row in known if row.program == program]
+    if not same:
+      say(f"compiling {program.label} at bucket {program.bucket} for {topology.name}")
+    rows += same or [compile_program(table, program, topology.chips, topology.hertz)]
+  return rows
+
+
+def _fits(programs: list[CompiledProgram], memory: Footprint, topology: Topology) -> bool:
+  return memory.total <= topology.hbm_bytes and not any(row.out_of_memory for row in programs)
+
+
+def _room(search: Search, config: Config, topology: Topology) -> str:
+  """How much larger the step could be, by the model."""
+  largest = search.largest_batch(config, topology)
+  if largest is None or largest.config.rollout.prompts_per_step <= config.rollout.prompts_per_step:
+    return "It fits, and by the memory model this is the largest batch that does."
+  flags = " ".join(largest.changes(config, topology))
+  return f"It fits. By the memory model there is room up to {flags} (not compiled)."
+
+
+def _mending(
+  search: Search,
+  config: Config,
+  models: Architectures,
+  topology: Topology,
+  programs: list[CompiledProgram],
+  say: Callable[[str], None],
+) -> str:
+  """The first candidate that fits when compiled; each that does not corrects the model for the next."""
+  candidate = None
+  for _ in range(_TRIES):
+    candidate = search.mend(config, topology) or search.largest_batch(config, topology)
+    if candidate is None:
+      return _hopeless(search, config, topology)
+    flags = " ".join(candidate.changes(config, topology))
+    say(f"trying {flags}")
+    update_changed = candidate.config.optimizer != config.optimizer or candidate.config.student != config.student
+    known = [row for row in programs if row.program.name != "update" or not update_changed]
+    rows = _compiled(candidate.config, models, candidate.topology, say, known)
+    mesh = abstract_mesh(candidate.config, candidate.topology.chips)
+    memory = footprint(candidate.config, models, mesh, rows)
+    if _fits(rows, memory, candidate.topology):
+      return _mended(candidate, flags, memory)
+    search = Search(models, search.scale | Search.calibrated(models, candidate.config, mesh, rows).scale)
+  return f"The nearest candidate was {' '.join(candidate.changes(config, topology))}, and it does not fit either."
+
+
+def _mended(candidate: Candidate, flags: str, memory: Footprint) -> str:
+  where = "the smallest topology of its kind that fits" if "--topology" in flags else "on the same chips"
+  if "prompts_per_step" in flags:
+    where = "the largest batch that fits the same chips"
+  size, has = memory.total / _GiB, candidate.topology.hbm_bytes / _GiB
+  return f"Use {flags} ({where}; compiled: {size:.2f} of {has:.2f} GiB a chip)."
+
+
+def _hopeless(search: Search, config: Config, topology: Topology) -> str:
+  needed = search.peak(config, topology) / _GiB
+  return (
+    f"It needs about {needed:.1f} of {topology.hbm_bytes / _GiB:.2f} GiB a chip, and neither a larger topology of this "
+    "kind nor one row a chip helps: shorten the horizon (dense attention of the update grows with its square), or "
+    "take smaller models."
+  )
+
+
+def _collectives(row: CompiledProgram) -> str:
+  if row.work is None:
+    return "-"
+  moved = row.work.collective_bytes
+  parts = (f"{kind} {count}, {moved.get(kind, 0) / _GiB:.3g}" for kind, count in row.work.collectives.items())
+  return "; ".join(parts) or "none"
