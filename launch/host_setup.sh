@@ -19,7 +19,7 @@ read_arguments "$@"
 
 perform python3 -m pip install --quiet --user uv
 perform python3 -m uv venv --quiet --allow-existing "--python=${options[python-version]}" .venv
-perform python3 -m uv pip install --quiet --python=.venv/bin/python "--requirement=${options[requirements]}"
+perform python3 -m uv pip install --quiet --python=.venv/bin/python -r "${options[requirements]}"
 if [[ -n ${options[bucket]} ]]; then
   if [[ $dry_run == yes ]] || ! command -v gcsfuse >/dev/null; then
     key=/usr/share/keyrings/cloud.google.asc

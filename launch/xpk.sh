@@ -43,7 +43,6 @@ submit() {
   complete_entry_point python
   # exec: xpk's wrapper sends SIGTERM to the shell that it starts this with, so that shell has to become the run.
   command=$(quoted exec "${entry_point[@]}")
-  [[ $command != *$'\n'* ]] || bad_input "an argument holds a line break, which xpk cannot carry"
   [[ -z ${options[storage]} ]] || storage=("--storage=${options[storage]}")
   perform_last xpk workload create "${where[@]}" "${project[@]}" "--workload=${options[name]}" \
     "--tpu-type=${options[type]}" "--num-slices=${options[slices]}" "--docker-image=${options[image]}" \

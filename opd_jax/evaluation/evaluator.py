@@ -1,8 +1,9 @@
 """Marks for a model: it answers every prompt of a set at the full horizon, and a grader compares with the reference.
 
 The same sampler as in training, as two programs of the run's table: "evaluate_greedy" (k = 1, temperature 0) and
-"evaluate_sampled" (avg@k). The random keys are folded from (seed, a step that training never reaches, row), so that
-every evaluation of a run draws alike, and the same folder evaluated twice gives the same answers.
+"evaluate_sampled" (avg@k), after training's own "decode_layout". The random keys are folded from (seed, a step that
+training never reaches, row), so that every evaluation of a run draws alike, and the same folder evaluated twice gives
+the same answers.
 """
 
 import dataclasses
@@ -12,7 +13,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from opd_jax.config import Config
@@ -51,6 +51,7 @@ class Evaluator:
     c = self.config.eval
     settings = [(_GREEDY, 1, 0.0)] if c.greedy else []
     settings += [(_SAMPLED, c.samples, c.temperature)] if c.samples else []
+    model = self.table.run("decode_layout", 0, model)
     return [self._evaluate(model, name, step, *setting) for setting in settings]
 
   def _evaluate(self, model: Model, name: str, step: int, program: str, k: int, temperature: float) -> Evaluation:
@@ -123,7 +124,6 @@ def define_programs(table: ProgramTable, config: Config, eos_ids: tuple[int, ...
       program,
       functools.partial(
         sample_completions,
-        dtype=jnp.dtype(config.student.dtype),
         sampling=sampling,
         eos_ids=eos_ids,
         vocab_size=vocab_size,

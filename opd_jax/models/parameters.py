@@ -13,7 +13,7 @@ import jax
 from flax import nnx, traverse_util
 from jax.sharding import NamedSharding
 
-from opd_jax.distributed import sharding
+from opd_jax.distributed import TRAINING, partition_spec, sharding
 from opd_jax.models.architecture import Architecture
 from opd_jax.models.layers import Decoder
 
@@ -86,6 +86,11 @@ def shardings(config: Architecture, mesh: jax.sharding.Mesh | None) -> dict[Para
   """Where every parameter lives: the axis table's sharding on `mesh`; None, without a mesh, for the default device."""
   table = parameter_table(config)
   return {path: mesh and sharding(mesh, parameter.axes, parameter.shape) for path, parameter in table.items()}
+
+
+def specs(config: Architecture, mesh, table: dict = TRAINING) -> dict:
+  """Nested like `Model.params`: a PartitionSpec for every parameter, on a concrete or an abstract mesh."""
+  return nested({path: partition_spec(p.axes, p.shape, mesh, table) for path, p in parameter_table(config).items()})
 
 
 def random_parameters(config: Architecture, key: jax.Array, dtype, mesh: jax.sharding.Mesh | None) -> dict:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import time
 
 import jax
 from jax.extend.core import jaxprs_in_params
@@ -49,21 +50,23 @@ def compile_program(table: ProgramTable, program: Program, chips: int, hertz: fl
   batch_bytes = bytes_on_chip(program.batch)
   traced = table.trace(program.name, program.bucket, *program.arguments)
   flops = matmul_flops(traced.jaxpr.jaxpr, program.bucket - 1) / chips
-  before = len(table.compiles)
+  started = time.perf_counter()
   try:
     compiled = table.compile(program.name, program.bucket, *program.arguments)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     temp_bytes = max(0, _needed(str(error)) - argument_bytes)
+    seconds = time.perf_counter() - started
     return CompiledProgram(
-      program, math.nan, argument_bytes, batch_bytes, temp_bytes, flops, None, None, out_of_memory=True
+      program, seconds, argument_bytes, batch_bytes, temp_bytes, flops, None, None, out_of_memory=True
     )
+  seconds = time.perf_counter() - started
   memory = compiled.memory_analysis()
   work = read_work(compiled.as_text(), open_trips=program.bucket - 1)
   return CompiledProgram(
     program=program,
-    compile_seconds=sum(done.seconds for done in table.compiles[before:]),
+    compile_seconds=seconds,
     argument_bytes=argument_bytes,
     batch_bytes=batch_bytes,
     temp_bytes=(

@@ -53,7 +53,7 @@ class Search:
 
   Attributes:
     models: of the run.
-    scale: program -> compiled temporaries over the model's; programs that were not compiled take 1.
+    scale: (program, bucket) -> factor of the model's row-dependent share; programs that were not compiled take 1.
   """
 
   models: Architectures
@@ -65,7 +65,7 @@ class Search:
   ) -> "Search":
     """From what the compiler said of some programs of `config`."""
     scale = {
-      _key(row.program): row.temp_bytes / max(1, model_temporaries(config, models, row.program, mesh))
+      _key(row.program): model_temporaries(config, models, row.program, mesh).scale(row.temp_bytes)
       for row in compiled
       if row.temp_bytes
     }
@@ -161,8 +161,8 @@ class Search:
 
   def _passing(self, config: Config, program: Program, mesh: AbstractMesh) -> float:
     """Bytes of one chip that a program should take while it runs."""
-    scale = self.scale.get(_key(program), 1.0)
-    return bytes_on_chip(program.batch) + scale * model_temporaries(config, self.models, program, mesh)
+    modelled = model_temporaries(config, self.models, program, mesh)
+    return bytes_on_chip(program.batch) + modelled.fixed + self.scale.get(_key(program), 1.0) * modelled.rows
 
 
 def _key(program: Program) -> tuple[str, int]:

@@ -1,7 +1,7 @@
 """The plan of a run on a machine: its programs compiled, their bytes against the chip's, and what to change."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -23,7 +23,6 @@ from opd_jax.planning.programs import (
 from opd_jax.planning.search import Candidate, Search
 
 _TRIES = 3  # candidates that are compiled at most before the plan gives up on mending
-_GiB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Verdict:
   def to_json(self) -> dict[str, Any]:
     """Plain values; None where the compiler gave none."""
     return {
-      "topology": self.topology.name if self.topology.slices == 1 else f"{self.topology.slices} x {self.topology.name}",
+      "topology": self.topology.name,
       "chips": self.topology.chips,
       "hbm_bytes_per_chip": self.topology.hbm_bytes,
       "programs": [
@@ -72,30 +71,31 @@ class Verdict:
 
   def show(self, console: Console) -> None:
     """Two tables and the verdict."""
-    table = Table(title=f"{self.topology.name}: {self.topology.chips} chips, of each chip:")
-    table.add_column("program", overflow="fold")
-    for name in ("bucket", "compile s", "arguments GiB", "temporaries GiB", "TFLOP", "predicted s"):
-      table.add_column(name, justify="right")
-    table.add_column("collectives: count, GiB moved", overflow="fold")
+    table = Table(title=f"{self.topology.name}, {self.topology.chips} chips: what each program needs of a chip")
+    table.add_column("program", no_wrap=True)
+    for name in ("bucket", "compile s", "arguments", "temporaries", "TFLOP", "predicted s"):
+      table.add_column(name, justify="right", no_wrap=name != "predicted s")
     for row in self.programs:
       table.add_row(
         row.program.label,
         str(row.program.bucket),
         f"{row.compile_seconds:.1f}",
-        f"{row.argument_bytes / _GiB:.3f}",
-        f"{row.temp_bytes / _GiB:.3f}{' (out of memory)' if row.out_of_memory else ''}",
-        f"{row.flops / 1e12:.4g}",
+        _size(row.argument_bytes),
+        _size(row.temp_bytes) + (" (too much)" if row.out_of_memory else ""),
+        f"{row.flops / 1e12:.3g}",
         "-" if row.predicted_seconds is None else f"{row.predicted_seconds:.3g}",
-        _collectives(row),
       )
     console.print(table)
-    memory = Table(title="memory of a chip at its peak, GiB")
+    for row in self.programs:
+      console.print(f"{row.program.label} {row.program.bucket}: {_collectives(row)}", soft_wrap=True, highlight=False)
+    memory = Table(title="memory of a chip at its peak")
     roles = dataclasses.asdict(self.memory) | {"sum": self.memory.total, "has": self.topology.hbm_bytes}
     for role in roles:
       memory.add_column(role, justify="right")
-    memory.add_row(*(f"{size / _GiB:.3f}" for size in roles.values()))
+    memory.add_row(*map(_size, roles.values()))
     console.print(memory)
-    console.print("predicted s: cycles that the compiler estimates, without communication and stalls", style="dim")
+    if any(row.predicted_seconds for row in self.programs):
+      console.print("predicted s: the compiler's estimate of cycles; communication and stalls come on top", style="dim")
     console.print("fits" if self.fits else "does not fit", style="bold green" if self.fits else "bold red")
     console.print(self.advice, soft_wrap=True, highlight=False)
 
@@ -128,7 +128,7 @@ def _compiled(
   models: Architectures,
   topology: Topology,
   say: Callable[[str], None],
-  known: list[CompiledProgram] = (),
+  known: Sequence[CompiledProgram] = (),
 ) -> list[CompiledProgram]:
   """The programs of a run, compiled; those of `known` that are the same are taken over."""
   mesh = make_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), topology.devices())
@@ -185,14 +185,14 @@ def _mended(candidate: Candidate, flags: str, memory: Footprint) -> str:
   where = "the smallest topology of its kind that fits" if "--topology" in flags else "on the same chips"
   if "prompts_per_step" in flags:
     where = "the largest batch that fits the same chips"
-  size, has = memory.total / _GiB, candidate.topology.hbm_bytes / _GiB
-  return f"Use {flags} ({where}; compiled: {size:.2f} of {has:.2f} GiB a chip)."
+  taken = f"{_size(memory.total)} of {_size(candidate.topology.hbm_bytes)} a chip"
+  return f"Use {flags} ({where}; compiled: {taken})."
 
 
 def _hopeless(search: Search, config: Config, topology: Topology) -> str:
-  needed = search.peak(config, topology) / _GiB
+  needed = _size(search.peak(config, topology))
   return (
-    f"It needs about {needed:.1f} of {topology.hbm_bytes / _GiB:.2f} GiB a chip, and neither a larger topology of this "
+    f"It needs about {needed} of {_size(topology.hbm_bytes)} a chip, and neither a larger topology of this "
     "kind nor one row a chip helps: shorten the horizon (dense attention of the update grows with its square), or "
     "take smaller models."
   )
@@ -200,7 +200,13 @@ def _hopeless(search: Search, config: Config, topology: Topology) -> str:
 
 def _collectives(row: CompiledProgram) -> str:
   if row.work is None:
-    return "-"
+    return "the compiler gave up"
   moved = row.work.collective_bytes
-  parts = (f"{kind} {count}, {moved.get(kind, 0) / _GiB:.3g}" for kind, count in row.work.collectives.items())
-  return "; ".join(parts) or "none"
+  parts = (f"{kind} {count} ({_size(moved.get(kind, 0))})" for kind, count in row.work.collectives.items())
+  return ", ".join(parts) or "no collectives"
+
+
+def _size(count: float) -> str:
+  """Bytes for a reader."""
+  unit = max(0, min(3, (int(count).bit_length() - 1) // 10))
+  return f"{count / 1024**unit:.4g} {('B', 'KiB', 'MiB', 'GiB')[unit]}"

@@ -36,7 +36,6 @@ def sample_completions(
   rows_r: jax.Array,
   *,
   bucket: int,
-  dtype: jnp.dtype,
   sampling: Sampling,
   eos_ids: tuple[int, ...],
   vocab_size: int,
@@ -44,14 +43,13 @@ def sample_completions(
   """Generates up to `horizon` tokens for R rows: R / B samples of each of B prompts, which share one prefill.
 
   Args:
-    model: the student.
+    model: the student, in the dtype of the computation and (on a mesh) best in the decode layout.
     prompts_bp: int32 [B, P], left-padded.
     prompt_mask_bp: bool [B, P], true on prompt tokens; every row has at least one.
     horizon: int32 scalar, 1 <= horizon <= bucket (traced).
     seed, step: uint32 scalars of the random keys.
     rows_r: uint32 [R], what tells this row's keys from others'; the samples of a prompt are neighbours.
     bucket: static width of the completion, in tokens.
-    dtype: of the computation; the weights are cast once for the whole rollout, not once a token.
     sampling: temperature, top-k, top-p (static).
     eos_ids: ids that end a row (static); the row's completion includes the one that ended it.
     vocab_size: ids from here on are never sampled (static).
@@ -61,7 +59,6 @@ def sample_completions(
   """
   B, P = prompts_bp.shape
   R = rows_r.shape[0]
-  model = model.astype(dtype)
   keys_r = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), row))(rows_r)
   eos_e = jnp.asarray(eos_ids, jnp.int32)
 
@@ -88,7 +85,7 @@ def sample_completions(
     prompts_bp,
     positions_bp,
     causal_pp[None] & prompt_mask_bp[:, None, :],
-    Cache.empty(model.config, B, P, dtype),
+    Cache.empty(model.config, B, P, model.head_vd.dtype),
   )
   # The samples of a prompt are copies of its prefill; then room for the completion.
   repeat = R // B
@@ -173,14 +170,14 @@ def generate(
     rows.append(zlib.crc32(np.asarray([*prompt, seen[prompt]], np.int64).tobytes()))
     seen[prompt] += 1
   sampling = Sampling(temperature, top_k, top_p)
-  table = _table(model.head_vd.dtype, sampling, tuple(eos_ids), model.config.vocab_size, mesh_of(model))
+  table = _table(sampling, tuple(eos_ids), model.config.vocab_size, mesh_of(model))
   numbers = (np.int32(horizon), np.uint32(seed), np.uint32(0), np.asarray(rows, np.uint32))
   return table.run("generate", bucket, model, prompts_bp, prompt_mask_bp, *numbers)
 
 
 @functools.lru_cache(maxsize=32)
-def _table(dtype, sampling: Sampling, eos_ids: tuple[int, ...], vocab_size: int, mesh) -> ProgramTable:
+def _table(sampling: Sampling, eos_ids: tuple[int, ...], vocab_size: int, mesh) -> ProgramTable:
   table = ProgramTable(mesh)
-  static = {"dtype": dtype, "sampling": sampling, "eos_ids": eos_ids, "vocab_size": vocab_size}
+  static = {"sampling": sampling, "eos_ids": eos_ids, "vocab_size": vocab_size}
   table.define("generate", functools.partial(sample_completions, **static))
   return table

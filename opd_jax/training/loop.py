@@ -160,10 +160,15 @@ def take_step(
   chosen = order(len(run.prompts), config.seed, progress.data_position, take)
   prompts = pad_left([run.prompts.token_ids[i] for i in chosen], config.rollout.max_prompt)
   prompts_bp, prompt_mask_bp, rows_r = place_rows(run.mesh, (*prompts, np.arange(config.rows, dtype=np.uint32)))
-  arguments = (state.student, prompts_bp, prompt_mask_bp, np.int32(H), np.uint32(config.seed), np.uint32(k), rows_r)
+  place = run.table.compile("decode_layout", 0, state.student)
+  seconds.lap("compile")
+  student = jax.block_until_ready(place(state.student))
+  seconds.lap("reshard")
+  arguments = (student, prompts_bp, prompt_mask_bp, np.int32(H), np.uint32(config.seed), np.uint32(k), rows_r)
   write = run.table.compile("rollout", bucket, *arguments)
   seconds.lap("compile")
   rollout = jax.block_until_ready(write(*arguments))
+  del student, arguments  # the update needs the room
   seconds.lap("rollout")
 
   learn = run.table.compile("update", bucket, state, teacher, rollout)

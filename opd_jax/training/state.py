@@ -10,8 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from opd_jax.config import Config
 from opd_jax.config import Optimizer as OptimizerConfig
-from opd_jax.distributed import mesh_of, partition_spec
-from opd_jax.models import Architecture, Model, parameter_table
+from opd_jax.distributed import mesh_of
+from opd_jax.models import Architecture, Model, parameter_table, specs
 from opd_jax.models.parameters import nested
 
 
@@ -47,8 +47,7 @@ def abstract_state(config: Architecture, optimizer: optax.GradientTransformation
 
 def state_specs(config: Architecture, optimizer: optax.GradientTransformation, mesh) -> TrainState:
   """A PartitionSpec for every array of the state: the parameters' own, the same for their moments, () for the rest."""
-  table = parameter_table(config)
-  params = nested({path: partition_spec(p.axes, p.shape, mesh) for path, p in table.items()})
+  params = specs(config, mesh)
   opt_state = optax.tree_utils.tree_map_params(
     optimizer,
     lambda _, spec: spec,

@@ -1,9 +1,10 @@
 """One step, as a reader follows it: the student writes, both read, the student moves.
 
-    prompts ─► rollout ─► Rollout ─► score(student), score(teacher) ─► objective ─► gradient ─► optax ─► state
-               └ program "rollout" ┘ └─────────────────── program "update" ─────────────────────────────┘
+    state ─► decode layout ─┐
+    prompts ────────────────┴► Rollout ─► score(student), score(teacher) ─► objective ─► gradient ─► optax ─► state
+             "decode_layout", "rollout" └───────────────────────── "update" ────────────────────────────────┘
 
-The two programs meet in the Rollout, on the host's side of nothing: its arrays stay on the devices.
+The programs hand arrays to each other on the devices; nothing of size comes to the host.
 """
 
 import dataclasses
@@ -18,24 +19,25 @@ from opd_jax.distributed import constrain
 from opd_jax.models import Model
 from opd_jax.objectives import Objective, token_weights
 from opd_jax.programs import ProgramTable
-from opd_jax.rollout import Rollout, Sampling, sample_completions
+from opd_jax.rollout import Rollout, Sampling, decode_layout, sample_completions
 from opd_jax.scoring import score
 from opd_jax.telemetry.metrics import Metrics, Ratio, Total, merge
 from opd_jax.training.state import TrainState, make_optimizer, state_specs
 
 
 def define_programs(table: ProgramTable, config: Config, eos_ids: tuple[int, ...], vocab_size: int) -> None:
-  """Enters "rollout" and "update" into the table.
+  """Enters "decode_layout", "rollout" and "update" into the table.
 
+  decode_layout(model) -> model; its bucket is 0
   rollout(student, prompts_bp, prompt_mask_bp, horizon, seed, step, rows_r) -> Rollout
   update(state, teacher, rollout) -> (state, metrics); the old state is used up.
   """
-  c = config.rollout
+  c, dtype = config.rollout, jnp.dtype(config.student.dtype)
+  table.define("decode_layout", functools.partial(decode_layout, dtype=dtype))
   table.define(
     "rollout",
     functools.partial(
       sample_completions,
-      dtype=jnp.dtype(config.student.dtype),
       sampling=Sampling(c.temperature, c.top_k, c.top_p),
       eos_ids=eos_ids,
       vocab_size=vocab_size,
@@ -47,7 +49,7 @@ def define_programs(table: ProgramTable, config: Config, eos_ids: tuple[int, ...
       update,
       objective=Objective(config.objective.kind, config.objective.beta, config.objective.temperature, vocab_size),
       optimizer=make_optimizer(config),
-      dtype=jnp.dtype(config.student.dtype),
+      dtype=dtype,
       micro_batches=config.optimizer.micro_batches,
       remat=config.student.remat,
     ),

@@ -129,7 +129,7 @@ def test_every_horizon_runs_in_one_program_and_is_a_prefix_of_the_longest(model)
     assert completions(out) == [row[:horizon] for row in longest]
     ended = [len(row) <= horizon and row[-1] in (0, 5) for row in longest]
     assert (~np.asarray(out.truncated_b)).tolist() == ended
-  (table,) = [sampler_module._table(np.dtype("float32"), Sampling(1.0), (0, 5), 40, None)]
+  (table,) = [sampler_module._table(Sampling(1.0), (0, 5), 40, None)]
   assert [(c.program, c.bucket) for c in table.compiles] == [("generate", 16)]
 
 
@@ -148,7 +148,7 @@ def test_a_row_ends_with_the_first_end_of_sequence_inclusive(model, ends, seed):
 
 def test_samples_of_a_prompt_share_a_prefill_and_equal_rows_of_their_own(model):
   table = ProgramTable()
-  static = dict(dtype=np.dtype("float32"), sampling=Sampling(1.0), eos_ids=(0,), vocab_size=40)
+  static = dict(sampling=Sampling(1.0), eos_ids=(0,), vocab_size=40)
   table.define("r", lambda *args, bucket: sample_completions(*args, bucket=bucket, **static))
   tokens, mask = sampler_module.pad_left(PROMPTS, 8)
   numbers = (np.int32(6), np.uint32(1), np.uint32(2))
@@ -161,7 +161,7 @@ def test_samples_of_a_prompt_share_a_prefill_and_equal_rows_of_their_own(model):
 
 def test_step_and_seed_change_the_samples_and_nothing_else_does(model):
   table = ProgramTable()
-  static = dict(dtype=np.dtype("float32"), sampling=Sampling(1.0), eos_ids=(), vocab_size=40)
+  static = dict(sampling=Sampling(1.0), eos_ids=(), vocab_size=40)
   table.define("r", lambda *args, bucket: sample_completions(*args, bucket=bucket, **static))
   tokens, mask = sampler_module.pad_left(PROMPTS, 8)
   rows = np.arange(4, dtype=np.uint32)

@@ -90,7 +90,7 @@ def test_the_workdir_holds_what_the_design_says(whole):
   metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert [row["step"] for row in metrics] == list(range(1, 11))
   for row in metrics:
-    parts = row["seconds_rollout"] + row["seconds_update"] + row["seconds_compile"]
+    parts = row["seconds_rollout"] + row["seconds_update"] + row["seconds_compile"] + row["seconds_reshard"]
     assert 0 < parts <= row["seconds_step"]
     assert np.isfinite([row["loss"], row["grad_norm"], row["student_entropy"], row["teacher_entropy"]]).all()
     assert 0 < row["tokens"] <= 8 * row["horizon"]
@@ -111,6 +111,7 @@ def test_each_program_is_compiled_once_per_bucket_and_nothing_else_is(whole):
   compiled = [(c.program, c.bucket) for c in opened.table.compiles]
   assert sorted(compiled) == sorted(
     [("rollout", 8), ("rollout", 16), ("update", 8), ("update", 16)]
+    + [("decode_layout", 0)] * 2
     + [("evaluate_greedy", 16), ("evaluate_sampled", 16)] * 2  # the teacher is another architecture
   )
   last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
