@@ -27,7 +27,7 @@ def get_config(arg=""):
     raise InputError(f"the quickstart has no variant {arg!r}: uniform or late")
   variant = "late" if arg == "late" else "uniform"
   config = defaults()
-  config.steps = 60
+  config.steps = 40
 
   config.student.path = f"arithmetic:{variant}/student"
   config.teacher.path = f"arithmetic:{variant}/teacher"
@@ -40,9 +40,9 @@ def get_config(arg=""):
   config.horizon.max = 97
   config.horizon.start = 10
   config.horizon.increment = 10
-  config.horizon.every = 4
+  config.horizon.every = 2
   config.horizon.rho = 0.25
-  config.horizon.buckets = (32, 64, 97)
+  config.horizon.buckets = (10, 25, 49, 97)
 
   config.objective.kind = "reverse_kl"
   config.optimizer.learning_rate = 2e-4
@@ -50,7 +50,7 @@ def get_config(arg=""):
   config.eval.path = f"arithmetic:{variant}/eval.jsonl"
   config.eval.grader = "exact"
   config.eval.batch = 256
-  config.eval.every = 20
+  config.eval.every = 10
 
   config.checkpoint.every = 20
   return config

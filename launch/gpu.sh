@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on the NVIDIA GPUs of this machine; started on each of several machines, on all their GPUs together.
 #
-#   launch/gpu.sh --config=configs/qwen3_1p7b_topd.py --workdir=runs/qwen3
+#   launch/gpu.sh --config=configs/qwen3_1p7b_topd.py:h200-8 --workdir=runs/qwen3
 #   launch/gpu.sh --hosts=2 --host=0 --coordinator=10.0.0.1:12345 --config=... --workdir=...    on the first of two
 #   launch/gpu.sh --hosts=2 --host=1 --coordinator=10.0.0.1:12345 --config=... --workdir=...    on the second
 #

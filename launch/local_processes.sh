@@ -68,7 +68,7 @@ while ((${#running[@]})); do
   done
   if ((failure && SECONDS - failed_at > options[patience] && ${#running[@]})); then
     echo "error: process(es) ${running[*]} still ran after ${options[patience]} seconds and are killed" >&2
-    kill -KILL -- "${!running[@]/#/-}" 2>/dev/null || true
+    for pid in "${!running[@]}"; do kill -KILL -- "-$pid"; done
     failed_at=$SECONDS
   fi
   sleep 0.2

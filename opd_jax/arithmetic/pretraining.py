@@ -102,15 +102,14 @@ def whole_batch(recipe: Recipe, generator: np.random.Generator, variant: str | N
 def window_batch(recipe: Recipe, generator: np.random.Generator) -> Batch:
   """Problems of a few letters in a row, with completions moved away from their prompts.
 
-  whole problem    a3b1c4 ... x2:a3=3b1=4c4=3...       a look-up reaches back over 49 to 118 tokens
-  window of 3      d0e2f1:d0=0e2=2f1=3                 over 7 to 13
-  moved            d0e2f1:      d0=0e2=2f1=3           over 7 + gap to 13 + gap
+  whole problem    a3b1c4 ... x2:a3=3b1=4c4=3...     a digit is 48 to 94 tokens before its letter in the chain
+  window of 3      d0e2f1:d0=0e2=2f1=3               6 to 10
+  moved            d0e2f1:      d0=0e2=2f1=3         6 + gap to 10 + gap, gap at most 84: all up to 94
   """
   rows, letters = recipe.window_rows, len(task.LETTERS)
   digits_bn = task.draw_digits(generator, rows, recipe.window)
   first_b = generator.integers(letters - recipe.window + 1, size=rows)
-  # With three tokens more than the prompt's share of each letter left out, distances span those of whole problems.
-  gap_b = generator.integers(3 * (letters - recipe.window) + 1, size=rows)
+  gap_b = generator.integers(4 * (letters - recipe.window) + 1, size=rows)
   return _batch(digits_bn, task.running_sums(digits_bn), first_b, gap_b)
 
 

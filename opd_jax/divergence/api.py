@@ -68,8 +68,9 @@ def divergence(
     teacher_temperature: of the teacher alone; None is `temperature`.
     student_softcap: logits become softcap * tanh(logits / softcap) before the temperature.
     teacher_softcap: the same of the teacher.
-    implementation: `auto`; `reference` dense; `token_chunk` XLA, 4 products; `vocab_chunk` XLA, least memory;
-      `pallas_tpu`, `pallas_gpu` kernels for `reverse_kl`, `forward_kl` and `sampled` over the whole vocabulary.
+    implementation: `auto` pallas_tpu on a TPU where it has the problem, else token_chunk; `reference` dense;
+      `token_chunk` XLA, 4 products; `vocab_chunk` XLA, least memory; `pallas_tpu`, `pallas_gpu` kernels for
+      `reverse_kl`, `forward_kl` and `sampled` over the whole vocabulary.
     mesh: shards the op: the vocabulary over its axis `tensor`, the tokens over all others.
     interpret: run a Pallas kernel by its interpreter, on any machine.
 

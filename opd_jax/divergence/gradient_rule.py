@@ -10,12 +10,20 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from opd_jax.divergence import pallas_gpu, pallas_tpu, token_chunk, vocab_chunk
+from opd_jax.divergence.blocks import accumulator_dtype
 from opd_jax.divergence.problem import Divergence, Inputs, Problem
 from opd_jax.divergence.sharded import over_mesh
 
-_KERNELS = {"pallas_tpu": pallas_tpu.rows_and_gradients, "pallas_gpu": pallas_gpu.rows_and_gradients}
+_EAGER = {
+  "token_chunk": token_chunk.rows_and_gradients,
+  "pallas_tpu": pallas_tpu.rows_and_gradients,
+  "pallas_gpu": pallas_gpu.rows_and_gradients,
+}
+# Below this a TPU kernel's tiles would be mostly padding.
+_KERNEL_VOCAB = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +86,27 @@ def _rows_and_gradients(plan: Plan, problem: Problem, inputs: Inputs, wanted: tu
   """(`Rows`, d_hidden or None, d_head or None), all in the forward pass."""
 
   def run(problem, inputs, _, axis):
-    if plan.implementation in _KERNELS:
-      return _KERNELS[plan.implementation](problem, inputs, wanted, axis, interpret=plan.interpret)
-    return token_chunk.rows_and_gradients(problem, inputs, wanted, axis)
+    if plan.implementation == "auto":
+      return _automatic(problem, inputs, wanted, axis)
+    if plan.interpret:
+      return _EAGER[plan.implementation](problem, inputs, wanted, axis, interpret=True)
+    return _EAGER[plan.implementation](problem, inputs, wanted, axis)
 
   return run(problem, inputs, None, None) if plan.mesh is None else over_mesh(plan.mesh, problem, run, inputs, None)
+
+
+def _automatic(problem: Problem, inputs: Inputs, wanted: tuple[bool, bool], axis: str | None):
+  """The kernel on a TPU, where it has the problem; plain XLA everywhere else. Decided when the program is lowered.
+
+  So compiling for a TPU on another machine takes the TPU's branch. A GPU's kernel is not chosen before it was measured.
+  """
+  plain = partial(token_chunk.rows_and_gradients, problem, wanted=wanted, axis=axis)
+  has_kernel = problem.support is None and problem.kind != "jsd" and problem.vocab_size >= _KERNEL_VOCAB
+  if not has_kernel or accumulator_dtype(inputs) != jnp.float32:
+    return plain(inputs)
+  return lax.platform_dependent(
+    inputs, tpu=partial(pallas_tpu.rows_and_gradients, problem, wanted=wanted, axis=axis), default=plain
+  )
 
 
 def _settled(plan: Plan, problem: Problem, inputs: Inputs):

@@ -51,7 +51,7 @@ def test_gcloud_knows_every_flag(tmp_path):
   text = "".join(path.read_text() for path in GOLDEN.glob("*.txt"))
   commands = {line for line in text.splitlines() if line.startswith("gcloud ")}
   listing = tmp_path / "commands.json"
-  listing.write_text(json.dumps(sorted(commands)))
+  listing.write_text(json.dumps([{"command_string": command} for command in sorted(commands)]))
   result = subprocess.run(
     ["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={listing}"],
     env={**os.environ, "CLOUDSDK_CONFIG": str(tmp_path), "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"},
@@ -116,7 +116,7 @@ def test_bad_arguments(script, arguments, complaint, launch, environment):
   assert not Path(environment["CALLS"]).exists()
 
 
-def test_elsewhere_than_in_the_root(launch, tmp_path):
+def test_elsewhere_than_in_the_root(tmp_path):
   result = subprocess.run([ROOT / "launch/local_cpu_mesh.sh", *TRAINING], cwd=tmp_path, capture_output=True, text=True)
   assert (result.returncode, result.stderr.count("\n")) == (2, 1)
   assert "start from the root of the repository" in result.stderr
