@@ -54,9 +54,9 @@ list() {
   perform_last xpk workload list "${where[@]}" "${project[@]}"
 }
 
-# Pod 0 of slice 0 is process 0, which writes the log.
+# Pod 0 of slice 0 is process 0, which writes the log. The list also points kubectl at the cluster.
 logs() {
-  perform gcloud container clusters get-credentials "${options[cluster]}" "--location=${options[zone]}" "${project[@]}"
+  perform xpk workload list "${where[@]}" "${project[@]}" "--filter-by-job=${options[name]}"
   local first="jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
   perform_last kubectl logs --follow --tail=-1 --all-containers \
     "--selector=jobset.sigs.k8s.io/jobset-name=${options[name]},$first"

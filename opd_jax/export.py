@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     raise InputError(f"--out={out} exists already: name a new folder")
   run = open_run(configs.from_config_dict(saved), workdir)
   student, step = restore_student(run)
-  models.save(student, out, source=models.checkpoint_folder(run.student_path))
+  models.save(student, out, source=run.student_path)
   print(f"student of step {step} written to {out}")
 
 

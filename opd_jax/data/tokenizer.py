@@ -8,21 +8,16 @@ often padded beyond them), which ids end an answer, and whether student and teac
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from jinja2.exceptions import TemplateError
 
 from opd_jax.errors import InputError
+from opd_jax.hub import model_folder
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # org/name, with a branch, tag or commit after the @
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _CONFIG_FILES = ("generation_config.json", "config.json")
-_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _SHOWN_DIFFERENCES = 3
 
 
@@ -83,7 +78,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   from transformers import AutoTokenizer
 
-  folder = _folder(path)
+  folder = model_folder(path, weights=False)
   if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
     raise InputError(f"no tokenizer in {path}: it has neither {' nor '.join(_TOKENIZER_FILES)}")
   try:
@@ -105,7 +100,7 @@ def stop_ids(path: str | os.PathLike, tokenizer: Tokenizer) -> tuple[int, ...]:
   Raises:
     InputError: a file that is no JSON object, or an `eos_token_id` that is no id.
   """
-  folder = _folder(path)
+  folder = model_folder(path, weights=False)
   ids = set() if tokenizer.hf.eos_token_id is None else {tokenizer.hf.eos_token_id}
   for name in _CONFIG_FILES:
     file = folder / name
@@ -143,21 +138,3 @@ def check_pair(student: Tokenizer, teacher: Tokenizer) -> None:
     f"student and teacher tokenizers differ in {len(differing)} ids{sizes}: {shown}; "
     "choose a teacher with the student's tokenizer"
   )
-
-
-def _folder(path: str | os.PathLike) -> Path:
-  """The local folder of a model's small files, downloaded or taken from the hub's cache where `path` is a hub id."""
-  text = os.fspath(path)
-  folder = Path(text).expanduser()
-  if folder.is_dir():
-    return folder
-  if not _HUB_ID.fullmatch(text) or text.startswith("."):
-    raise InputError(f"no such model folder: {text}; give a Hugging Face folder or a hub id such as org/name")
-  name, _, revision = text.partition("@")
-  try:
-    return Path(snapshot_download(name, revision=revision or None, allow_patterns=_SMALL_FILES, etag_timeout=5))
-  except (OSError, HFValidationError) as error:
-    raise InputError(
-      f"no folder {text}, and the Hugging Face hub does not give it either ({type(error).__name__}); "
-      "check the name and the network, or give the folder of a copy"
-    ) from error

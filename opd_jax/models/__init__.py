@@ -11,7 +11,7 @@
 from opd_jax.models.architecture import Architecture
 from opd_jax.models.cache import Cache
 from opd_jax.models.decoder import Model, forward, initialize, logits
-from opd_jax.models.huggingface import check, checkpoint_folder, load, read_architecture
+from opd_jax.models.huggingface import check, load, read_architecture
 from opd_jax.models.parameters import Parameter, parameter_table, specs
 from opd_jax.models.rope import Rope
 from opd_jax.models.saving import save
@@ -23,7 +23,6 @@ __all__ = [
   "Parameter",
   "Rope",
   "check",
-  "checkpoint_folder",
   "forward",
   "initialize",
   "load",

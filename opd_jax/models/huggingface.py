@@ -15,11 +15,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from jax.sharding import NamedSharding
 
 from opd_jax.errors import InputError, nearest
+from opd_jax.hub import model_folder
 from opd_jax.models.architecture import Architecture
 from opd_jax.models.decoder import Model
 from opd_jax.models.parameters import Parameter, nested, parameter_table, shardings
@@ -27,44 +26,12 @@ from opd_jax.models.tensors import Tensors, open_tensors, read_json
 
 _log = logging.getLogger(__name__)
 
-# What the hub's HTTP client raises when a connection breaks: httpx's HTTPError or that of its successor, by the
-# version of huggingface_hub, whose own error is always derived from it.
-_TransportError = HfHubHTTPError.__mro__[1]
-
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
-_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]  # weights, config, tokenizer; no pickles
 _IGNORED_KEYS = re.compile(r"rotary_emb\.inv_freq$")  # recomputed from config.json; old checkpoints carry it
-
-
-def checkpoint_folder(path: str | os.PathLike) -> Path:
-  """The folder of a checkpoint: `path` itself, or the local copy of the hub id `org/name[@revision]`.
-
-  Raises InputError where there is neither, or the hub cannot be reached and holds no earlier download.
-  """
-  folder = Path(path).expanduser()
-  if folder.is_dir():
-    return folder
-  if folder.exists():
-    raise InputError(f"{path}: is a file; pass the folder that holds config.json and the safetensors files")
-  if not _HUB_ID.fullmatch(str(path)):
-    raise InputError(f"{path}: no such folder; pass a Hugging Face checkpoint folder or a hub id `org/name@revision`")
-  name, _, revision = str(path).partition("@")
-  try:
-    options = dict(allow_patterns=_HUB_FILES, ignore_patterns="*/*", etag_timeout=5)
-    local = Path(snapshot_download(name, revision=revision or None, **options))
-  except (_TransportError, HFValidationError, OSError) as error:
-    raise InputError(
-      f"{path}: no such folder, and not to be had from the Hugging Face hub ({type(error).__name__}): check the name "
-      "and the network, or download it elsewhere and pass its folder"
-    ) from None
-  if not revision:
-    _log.warning("%s: no revision given, took %s@%s; pin it to repeat this run", path, name, local.name)
-  return local
 
 
 def read_architecture(path: str | os.PathLike) -> Architecture:
   """The architecture of a checkpoint, without its weights. Raises InputError as `load` does."""
-  config = _config_file(checkpoint_folder(path))
+  config = _config_file(model_folder(path, weights=False))
   return Architecture.from_config(read_json(config), str(config))
 
 
@@ -85,7 +52,7 @@ def load(path: str | os.PathLike, *, dtype, mesh: jax.sharding.Mesh | None = Non
   Raises InputError, before any weight is read, for a missing folder, a config.json that asks for what the decoder
   cannot do, and files that lack a parameter, hold one too many or in another shape.
   """
-  folder = checkpoint_folder(path)
+  folder = model_folder(path, weights=True)
   config = read_architecture(folder)
   table, placed = parameter_table(config), shardings(config, mesh)
   with open_tensors(folder) as tensors:
@@ -96,7 +63,7 @@ def load(path: str | os.PathLike, *, dtype, mesh: jax.sharding.Mesh | None = Non
 
 def check(path: str | os.PathLike) -> None:
   """Raises InputError where `load` would, from the files' headers alone."""
-  folder = checkpoint_folder(path)
+  folder = model_folder(path, weights=True)
   config = read_architecture(folder)
   with open_tensors(folder) as tensors:
     _check_keys(tensors, config, parameter_table(config), folder)

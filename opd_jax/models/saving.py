@@ -15,8 +15,9 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from opd_jax.errors import InputError
+from opd_jax.hub import model_folder
 from opd_jax.models.decoder import Model
-from opd_jax.models.huggingface import checkpoint_folder, read_architecture
+from opd_jax.models.huggingface import read_architecture
 from opd_jax.models.parameters import ParameterPath, parameter_table
 from opd_jax.models.tensors import INDEX, SINGLE, read_json
 
@@ -68,7 +69,7 @@ def _config_and_companions(model: Model, source: str | os.PathLike | None) -> tu
   dtype = model.params["embed_vd"].dtype.name
   if source is None:
     return {**model.config.to_config(), "dtype": dtype}, []
-  folder = checkpoint_folder(source)
+  folder = model_folder(source, weights=False)
   if read_architecture(folder) != model.config:
     raise InputError(f"{source}: its config.json describes another architecture than the model that is to be saved")
   config = read_json(folder / "config.json")

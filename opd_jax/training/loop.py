@@ -24,6 +24,7 @@ from opd_jax.data import order, pad_left
 from opd_jax.distributed import any_process, place_rows
 from opd_jax.errors import InputError
 from opd_jax.horizon import bucket_for
+from opd_jax.hub import model_folder
 from opd_jax.models import Model
 from opd_jax.programs import unplanned_compiles
 from opd_jax.telemetry.console import StepProgress
@@ -137,7 +138,7 @@ class _Termination:
 def _start(run: Run, checkpoints: Checkpointer) -> tuple[TrainState, Progress]:
   """The newest checkpoint, or the student as it came."""
   optimizer = make_optimizer(run.config)
-  teacher = identity(models.checkpoint_folder(run.teacher_path))
+  teacher = identity(model_folder(run.teacher_path, weights=True))
   if checkpoints.latest() is None:
     student = models.load(run.student_path, dtype=jnp.float32, mesh=run.mesh)
     return init_state(student, optimizer), Progress(0, run.config.seed, 0, run.horizon.init(), teacher)

@@ -1,5 +1,7 @@
 """The Kubernetes and SkyPilot files: every field is one that the API has, and they start the training that they say."""
 
+import re
+import subprocess
 from pathlib import Path
 
 import kubernetes_validate
@@ -8,11 +10,12 @@ import yaml
 
 from opd_jax import command_line
 from opd_jax.distributed.mesh import mesh_shape
+from opd_jax.training.loop import PREEMPTED
+from tests.launch.conftest import write_program
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBSETS = {"jobset_single_slice.yaml": 1, "jobset_multi_slice.yaml": 2}  # file -> slices
-PREEMPTED = 75
-BAD_INPUT = 2
+BAD_INPUT = 2  # exit status of opd_jax.command_line
 
 # The fields of jobset.x-k8s.io/v1alpha2 that one may set (the JobSet project's API reference), by type.
 JOBSET_SPEC = {
@@ -60,6 +63,7 @@ def test_jobset_fields(jobset):
   for rule in policy["rules"]:
     assert rule.keys() <= FAILURE_POLICY_RULE and rule["action"] in ACTIONS
     assert set(rule["onJobFailureReasons"]) <= JOB_FAILURE_REASONS
+    assert re.fullmatch("[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])
 
 
 def test_jobs_and_pods_are_valid(job):
@@ -166,10 +170,6 @@ def test_skypilot():
 
 def test_skypilot_run_hands_over_its_variables(tmp_path, environment):
   """The run block, executed: the entry point gets the config and the workdir whole, in place of the shell."""
-  import subprocess
-
-  from tests.launch.conftest import write_program
-
   python = tmp_path / "host/.venv/bin/python"
   python.parent.mkdir(parents=True)
   write_program(python, 'printf "%s\\n" "$@"; exit 75')

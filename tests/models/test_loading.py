@@ -41,7 +41,7 @@ def refusal(path, **options) -> str:
 
 
 def test_missing_folder_and_missing_files(folder, tmp_path):
-  assert "no such folder" in refusal(tmp_path / "nothing")
+  assert "no such model folder" in refusal(tmp_path / "nothing")
   assert "is a file" in refusal(folder / WEIGHTS)
   (folder / WEIGHTS).unlink()
   assert "safetensors" in refusal(folder)
@@ -135,7 +135,7 @@ def test_hub_id_is_fetched_at_its_revision_without_pickles(monkeypatch, qwen3_fo
     asked.update(options, name=name)
     return str(qwen3_folder)
 
-  monkeypatch.setattr("opd_jax.models.huggingface.snapshot_download", snapshot)
+  monkeypatch.setattr("opd_jax.hub.snapshot_download", snapshot)
   monkeypatch.chdir(tmp_path)
   models.load("org/name@abc123", dtype=jnp.float32)
   assert (asked["name"], asked["revision"]) == ("org/name", "abc123")
