@@ -24,7 +24,7 @@ quickstart: $(VENV)/.run
 	$(BIN)/python -m opd_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 compare: $(VENV)/.run
 	$(BIN)/python -m benchmarks.compare --out=benchmarks/results/compare

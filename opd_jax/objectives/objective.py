@@ -42,6 +42,9 @@ class Objective:
   ) -> Divergence:
     """The weighted divergence over [B, S] positions; fields of the result are flat, [B * S]."""
 
+    # Tokens are split over data and fsdp, the vocabulary over tensor: the op does its own collectives.
+    mesh = jax.sharding.get_abstract_mesh()
+
     def flat(x: jax.Array) -> jax.Array:
       return x.reshape(-1, *x.shape[2:])
 
@@ -56,6 +59,7 @@ class Objective:
       temperature=self.temperature,
       vocab_size=self.vocab_size,
       sampled_ids=flat(completions_bs) if self.kind == "sampled" else None,
+      mesh=None if mesh.empty or mesh.size == 1 else mesh,
     )
 
 
