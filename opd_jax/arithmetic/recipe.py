@@ -33,7 +33,7 @@ class Recipe:
     train_prompts, eval_prompts: rows of the prompt files.
   """
 
-  version: int = 1
+  version: int = 2
   seed: int = 0
   layers: int = 2
   width: int = 96

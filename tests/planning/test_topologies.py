@@ -27,7 +27,7 @@ def test_larger_ones_ascend_and_end(name):
     ("v5:4x4", "did you mean `v5.:4x4`"),
     ("v5e-16", "v5e:"),
     ("v5p:4x4", "did you mean `v5p:"),
-    ("v5e:4x4x4", "did you mean `v5e:4x4`"),
+    ("v5e:4x4x4", "did you mean `v5.:4x4"),
     ("v5e:0x4", "unknown"),
     ("cpu", "cpu:"),
     ("", "unknown"),
