@@ -1,9 +1,8 @@
 """The divergence op's implementations side by side: value and both gradients of reverse KL.
 
-    make -s bench-divergence            # or, what it runs:
     taskset -c 0 env JAX_PLATFORMS=cpu XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" \\
-      python benchmarks/divergence.py --shapes laptop,laptop_qwen_vocabulary
-    python benchmarks/divergence.py --shapes qwen3_1.7b_from_8b --dtype bfloat16 \\
+      PYTHONPATH=. python benchmarks/divergence.py --shapes laptop,laptop_qwen_vocabulary
+    PYTHONPATH=. python benchmarks/divergence.py --shapes qwen3_1.7b_from_8b --dtype bfloat16 \\
       --implementations reference,token_chunk,vocab_chunk,pallas_gpu --peak_tflops 989          # on an H200
 
 Prints a Markdown table, and writes it to --out. On a CPU the time is CPU-seconds (of one pinned thread, above: wall

@@ -1,10 +1,10 @@
 """What the TPU compiler's own schedule says of the divergence kernels: a prediction, no measurement.
 
-    python benchmarks/divergence_tpu.py --topologies v5e:2x2,v5p:2x2x1,v6e:2x2 --out benchmarks/results/divergence_tpu.md
+    PYTHONPATH=. python benchmarks/divergence_tpu.py --out benchmarks/results/divergence_tpu.md
 
 Compiles the kernels for TPUs that are not there (needs libtpu: requirements-aot.txt) and counts the VLIW bundles of
-each kernel's final schedule. A kernel is one loop over its tiles, so its bundles are those of one tile (and a few of the
-prologue, which makes this an overestimate). Of a tile, the time is the longer of
+each kernel's final schedule. A kernel is one loop over its tiles, so its bundles are those of one tile (and a few of
+the prologue, which makes this an overestimate). Of a tile, the time is the longer of
 
     bundles / clock            what the core issues, with no stall
     HBM bytes / bandwidth      operands of the tile that change from step to step, and what is written

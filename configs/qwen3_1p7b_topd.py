@@ -6,18 +6,18 @@ Cost      the plan's table: python -m opd_jax.plan --config=configs/qwen3_1p7b_t
 Run       python -m opd_jax.train --config=configs/qwen3_1p7b_topd.py:v5e-256 --workdir=runs/qwen3_1p7b_topd
 
 The argument names the machine whose mesh and micro-batches to take (v5e-16, v5e-256, v5p-128, h200-8), or is
-`runlocal`: the embedded task in place of the models, for a look on a laptop. Without one, all chips are `fsdp` and a
-step is one micro-batch; `plan` says what a machine needs beyond that.
+`runlocal`: the embedded task in place of the models, for a look on a laptop. Without one, the mesh is
+fsdp x tensor = rest x 4, for any of them but the last.
 """
 
 from opd_jax.arithmetic.runlocal import run_locally
 from opd_jax.config import defaults
 
-MACHINES = {  # fsdp is the rest; micro-batches only where a step's rows do not fit at once
-  "v5e-16": {"mesh.tensor": 1, "optimizer.micro_batches": 16, "eval.batch": 64},
-  "v5e-256": {"mesh.tensor": 1},
-  "v5p-128": {"mesh.tensor": 1},
-  "h200-8": {"mesh.tensor": 1, "optimizer.micro_batches": 4, "eval.batch": 64},
+MACHINES = {  # fsdp is the rest
+  "v5e-16": {"mesh.tensor": 4, "optimizer.micro_batches": 4},
+  "v5e-256": {"mesh.tensor": 4},
+  "v5p-128": {"mesh.tensor": 2},
+  "h200-8": {"mesh.tensor": 1, "optimizer.micro_batches": 2},
 }
 
 
@@ -32,7 +32,7 @@ def get_config(arg=""):
   c.data.path = "data/dapo-math-17k/train.parquet"
   c.data.prompt_field = "prompt"
 
-  c.rollout.prompts_per_step = 256  # our choice: a row for each chip of the largest machine
+  c.rollout.prompts_per_step = 64  # our choice
   c.rollout.max_prompt = 512  # our choice
   c.rollout.temperature = 1.0
 
@@ -45,12 +45,13 @@ def get_config(arg=""):
   c.optimizer.learning_rate = 2e-6  # our choice, that of arXiv 2603.25562
   c.optimizer.weight_decay = 0.01
   c.optimizer.b2 = 0.95
+  c.mesh.tensor = 4  # so that 64 rows divide over 256 chips
 
   c.eval.path = "data/math500/test.parquet"
   c.eval.prompt_field = "prompt"
   c.eval.answer_field = "reward_model.ground_truth"
   c.eval.grader = "math"
-  c.eval.batch = 256
+  c.eval.batch = 64
   c.eval.every = 50
   c.checkpoint.every = 50
   if arg == "runlocal":

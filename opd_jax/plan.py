@@ -30,7 +30,7 @@ def main(config: Config) -> None:
   if _JSON.value:
     print(json.dumps(verdict.to_json(), indent=2))
   else:
-    verdict.show(Console())
+    verdict.show(Console(width=None if sys.stdout.isatty() else 120))
   sys.exit(0 if verdict.fits else 1)
 
 

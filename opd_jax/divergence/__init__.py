@@ -7,8 +7,11 @@ formulas       the mathematics of one block of vocabulary; support: of the K bes
 blocks         how the vocabulary is cut; passes: the sweeps over it
 token_chunk    XLA, gradients in the forward pass: the default
 vocab_chunk    XLA, gradients by recomputation: the least memory
+pallas_tpu     kernels for TPUs; pallas_gpu for GPUs
 sharded        the same on a mesh
 gradient_rule  which of them runs, and its custom_vjp
+aot            compiles the op for accelerators that are not there
+shapes         realistic sizes, for benchmarks; testing: random problems and the float64 answer, for tests
 """
 
 from opd_jax.divergence.api import divergence, scores

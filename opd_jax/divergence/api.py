@@ -70,7 +70,7 @@ def divergence(
     teacher_softcap: the same of the teacher.
     implementation: `auto` pallas_tpu on a TPU where it has the problem, else token_chunk; `reference` dense;
       `token_chunk` XLA, 4 products; `vocab_chunk` XLA, least memory; `pallas_tpu`, `pallas_gpu` kernels for
-      `reverse_kl`, `forward_kl` and `sampled` over the whole vocabulary.
+      everything but a support.
     mesh: shards the op: the vocabulary over its axis `tensor`, the tokens over all others.
     interpret: run a Pallas kernel by its interpreter, on any machine.
 
@@ -98,11 +98,8 @@ def divergence(
   _check_support(problem, inputs)
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f"implementation={implementation!r}: choose from {', '.join(IMPLEMENTATIONS)}")
-  if implementation in KERNELS and (kind == "jsd" or support is not None):
-    raise ValueError(
-      f"implementation={implementation!r} has reverse_kl, forward_kl and sampled over the whole vocabulary: "
-      "use 'auto' or 'token_chunk' for jsd and local supports"
-    )
+  if implementation in KERNELS and support is not None:
+    raise ValueError(f"implementation={implementation!r} has no local supports: use 'auto' or 'token_chunk'")
   if interpret and implementation not in KERNELS:
     raise ValueError(f"interpret=True is for implementation= one of {', '.join(KERNELS)}, not {implementation!r}")
   if implementation == "reference":

@@ -21,6 +21,8 @@ BAD = [
   ({"kind": "reverse_kl", "teacher_hidden": np.ones((5, 24), np.float32)}, "teacher_hidden"),
   ({"kind": "reverse_kl", "student_head": np.ones((30, 5), np.float32)}, "student_head"),
   ({"kind": "reverse_kl", "implementation": "fast"}, "token_chunk"),
+  ({"kind": "reverse_kl", "support": "teacher", "top_k": 4, "repair": "tail", "implementation": "pallas_tpu"}, "auto"),
+  ({"kind": "reverse_kl", "interpret": True}, "pallas_tpu"),
   ({"kind": "reverse_kl", "top_k": 4}, "support"),
   ({"kind": "reverse_kl", "support": "both", "top_k": 4, "repair": "tail"}, "union"),
   ({"kind": "jsd", "support": "teacher", "top_k": 4, "repair": "tail"}, "forward_kl"),

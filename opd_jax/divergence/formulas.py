@@ -164,7 +164,8 @@ def full_kl(problem: Problem, total: Statistics) -> jax.Array:
 
 def _log_mixture_over_student(beta: float, d: jax.Array) -> jax.Array:
   """log(M / p) with M = beta q + (1-beta) p, for any d = log p - log q: finite, and exact to first order at d = 0."""
-  shrink = jnp.expm1(-jnp.abs(d))
+  # expm1(-|d|), by an identity that the TPU kernels' compiler has the functions for.
+  shrink = -jnp.tanh(jnp.abs(d) / 2) * (1 + jnp.exp(-jnp.abs(d)))
   return jnp.where(d >= 0, jnp.log1p(beta * shrink), jnp.log1p((1 - beta) * shrink) - d)
 
 

@@ -101,7 +101,7 @@ def _automatic(problem: Problem, inputs: Inputs, wanted: tuple[bool, bool], axis
   So compiling for a TPU on another machine takes the TPU's branch. A GPU's kernel is not chosen before it was measured.
   """
   plain = partial(token_chunk.rows_and_gradients, problem, wanted=wanted, axis=axis)
-  has_kernel = problem.support is None and problem.kind != "jsd" and problem.vocab_size >= _KERNEL_VOCAB
+  has_kernel = problem.support is None and problem.vocab_size >= _KERNEL_VOCAB
   if not has_kernel or accumulator_dtype(inputs) != jnp.float32:
     return plain(inputs)
   return lax.platform_dependent(

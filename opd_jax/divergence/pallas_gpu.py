@@ -36,7 +36,7 @@ def rows_and_gradients(
   interpret: bool = False,
   tile: tuple[int, int, int] = (64, 128, 64),
 ):
-  """As `token_chunk.rows_and_gradients`, for `reverse_kl`, `forward_kl` and `sampled` on the full vocabulary.
+  """As `token_chunk.rows_and_gradients`, for the divergences over the full vocabulary.
 
   Args:
     problem: the call; widths must be multiples of 16, the vocabulary at least 16.
@@ -52,36 +52,16 @@ def rows_and_gradients(
 
 def _one_chunk(problem: Problem, inputs: Inputs, blocks: Blocks, d_head, want_hidden: bool, *, tile, interpret):
   want_gradient = want_hidden or d_head is not None
-  total, kept, rows_of_tile = _statistics(problem, inputs, blocks, tile, want_gradient, interpret)
+  keep = want_gradient or problem.needs_second_pass
+  total, kept, rows_of_tile = _statistics(problem, inputs, blocks, tile, keep, interpret)
   if blocks.axis is not None:
     total = formulas.merge(problem, total, blocks.axis)
-  rows, gradient = passes.settle(problem, inputs, blocks, total, None, None, None)
+  blocks = cut(problem, inputs, _GRADIENT_BLOCK, blocks.axis)
+  source = passes.from_tiles(problem, blocks, total, kept, rows_of_tile) if keep else None
+  rows, gradient = passes.settle(problem, inputs, blocks, total, None, None, source)
   if not want_gradient:
     return rows, None, None
-  blocks = cut(problem, inputs, _GRADIENT_BLOCK, blocks.axis)
-  source = _from_tiles(problem, blocks, total, kept, rows_of_tile)
   return rows, *passes.gradients(problem, inputs, blocks, gradient, None, source, d_head, want_hidden)
-
-
-def _from_tiles(problem: Problem, blocks: Blocks, total: formulas.Statistics, kept, rows_of_tile: int) -> passes.Source:
-  """The log-probabilities of a block from the tiles that the kernel kept."""
-  student, *difference, student_max, teacher_max = kept
-
-  def source(index, _):
-    columns = blocks.start(index) + jnp.arange(blocks.size)
-
-    def of_block(values, maxima, normaliser):
-      block = lax.dynamic_slice_in_dim(values, blocks.start(index), blocks.size, axis=1).astype(jnp.float32)
-      return block, ((maxima - normaliser.max[None]) - normaliser.log[None])[columns // rows_of_tile].T
-
-    z, student_offset = of_block(student, student_max, total.student)
-    log_p = blocks.mask(index, z + student_offset)
-    if not problem.is_dense:
-      return log_p, None
-    d, teacher_offset = of_block(difference[0], teacher_max, total.teacher)
-    return log_p, d + (student_offset - teacher_offset)
-
-  return source
 
 
 def _power_of_two(most: int, value: int) -> int:
@@ -90,7 +70,7 @@ def _power_of_two(most: int, value: int) -> int:
 
 
 def _statistics(problem: Problem, inputs: Inputs, blocks: Blocks, tile, keep: bool, interpret: bool):
-  """(`Statistics` [T], what was kept: (student, [difference], student maxima, teacher maxima), rows of a tile)."""
+  """(`Statistics` [T], what was kept, maxima [T, tiles], or None, rows of a tile)."""
   tokens, vocab = inputs.student_hidden.shape[0], blocks.rows
   bt, bv = tile[0], _power_of_two(tile[1], vocab)
   token_tiles, vocab_tiles = pl.cdiv(tokens, bt), pl.cdiv(vocab, bv)
@@ -162,6 +142,8 @@ def _statistics(problem: Problem, inputs: Inputs, blocks: Blocks, tile, keep: bo
   hidden_s, hidden_t = hidden
   sums, *kept = run(limit, hidden_s, inputs.student_head, hidden_t, inputs.teacher_head)
   parts = formulas.Statistics(*(sums[:, k, :tokens] for k in range(7)))
-  *values, student_max, teacher_max = kept or (None, None)
-  kept = [v[:tokens] for v in values] + [m[:, :tokens] for m in (student_max, teacher_max)] if keep else None
+  if not keep:
+    return formulas.total(problem, parts), None, bv
+  *values, student_max, teacher_max = (array[:tokens] for array in (*kept[:-2], kept[-2].T, kept[-1].T))
+  kept = passes.Kept(values[0], values[1] if problem.is_dense else None, student_max, teacher_max)
   return formulas.total(problem, parts), kept, bv

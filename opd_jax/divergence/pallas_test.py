@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # where the interpreter leaves what it found
 from jax.experimental.pallas import tpu as pltpu
 
 from opd_jax.divergence import pallas_gpu, pallas_tpu, testing
@@ -24,7 +23,7 @@ def check(kernel, kind, interpret, widths=(16, 32), padding=(2, 5), dtype=jnp.fl
   wide = {name: np.asarray(a, np.float32) if a.ndim == 2 else a for name, a in arrays.items()}
   arguments = {"kind": kind, "temperature": 0.8, "vocab_size": VOCAB, "student_softcap": 5.0}
   expected = testing.answer64(wide, **arguments)
-  problem = Problem(kind, VOCAB, student_temperature=0.8, teacher_temperature=0.8, student_softcap=5.0)
+  problem = Problem(kind, VOCAB, beta=0.5, student_temperature=0.8, teacher_temperature=0.8, student_softcap=5.0)
   inputs = Inputs(**{("ids" if name == "sampled_ids" else name): jnp.asarray(a) for name, a in arrays.items()})
   run = jax.jit(lambda inputs, wanted: kernel(problem, inputs, wanted, interpret=interpret), static_argnums=1)
   rows, d_hidden, d_head = run(inputs, (True, True))
@@ -35,7 +34,7 @@ def check(kernel, kind, interpret, widths=(16, 32), padding=(2, 5), dtype=jnp.fl
   np.testing.assert_allclose(alone.per_token, rows.per_token, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "sampled"])
+@pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "jsd", "sampled"])
 @pytest.mark.parametrize("kernel", [TPU, GPU], ids=["tpu", "gpu"])
 def test_ragged_shapes(kernel, kind):
   check(kernel, kind, interpret=True)
@@ -48,6 +47,8 @@ def test_bf16(kernel):
 
 def test_no_race_and_no_uninitialised_memory_on_tpu():
   """The TPU's interpreter: memory starts as NaN, concurrent accesses are compared."""
+  from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # where the interpreter leaves what it found
+
   try:
     # The interpreter cannot alias arrays whose rows its blocks do not divide: 300 + 84 = 3 * 128.
     check(TPU, "reverse_kl", pltpu.InterpretParams(detect_races=True), padding=(84, 84))

@@ -19,12 +19,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from opd_jax.divergence import formulas, passes, token_chunk
-from opd_jax.divergence.blocks import Blocks, dot, is_short, squash, squash_slope
+from opd_jax.divergence.blocks import Blocks, cut, dot, is_short, squash, squash_slope
 from opd_jax.divergence.problem import MASKED, Inputs, Problem
 
 _LANES = 128
 # Scoped VMEM to ask for: v5p has 64 MiB in all, v5e and v6e 128.
 _VMEM_BYTES = 60 << 20
+# Of the elementwise pass that jsd makes over what was kept.
+_SECOND_PASS_BLOCK = 8192
 # What a chunk keeps is the largest temporary: 1024 tokens of 152k entries in bf16.
 _SIZES = token_chunk.Sizes(chunk_bytes=640 << 20, tokens=512, block=1 << 30)
 
@@ -47,7 +49,7 @@ def rows_and_gradients(
   interpret: bool = False,
   tile: tuple[int, int] | None = None,
 ):
-  """As `token_chunk.rows_and_gradients`, for `reverse_kl`, `forward_kl` and `sampled` on the full vocabulary.
+  """As `token_chunk.rows_and_gradients`, for the divergences over the full vocabulary.
 
   Args:
     problem: the call.
@@ -66,10 +68,13 @@ def rows_and_gradients(
 def _one_chunk(problem: Problem, inputs: Inputs, blocks: Blocks, d_head, want_hidden: bool, *, tile, interpret):
   call = _Call(problem, inputs, blocks, tile, interpret)
   want_gradient = want_hidden or d_head is not None
-  total, kept = _statistics(call, keep=want_gradient)
+  keep = want_gradient or problem.needs_second_pass
+  total, kept = _statistics(call, keep)
   if blocks.axis is not None:
     total = formulas.merge(problem, total, blocks.axis)
-  rows, gradient = passes.settle(problem, inputs, blocks, total, None, None, None)
+  blocks = cut(problem, inputs, _SECOND_PASS_BLOCK, blocks.axis)
+  source = passes.from_tiles(problem, blocks, total, _named(kept), call.bv) if keep else None
+  rows, gradient = passes.settle(problem, inputs, blocks, total, None, None, source)
   if not want_gradient:
     return rows, None, None
   per_token = _packed_rows(inputs, blocks, gradient)
@@ -111,8 +116,15 @@ def _lane(block: jax.Array, index) -> jax.Array:
   return jnp.sum(jnp.where(lane == index, block, 0), axis=1, keepdims=True)
 
 
+def _named(kept) -> passes.Kept:
+  """Names for what the statistics kernel keeps."""
+  if len(kept) == 2:
+    return passes.Kept(kept[0], None, kept[1], None)
+  return passes.Kept(*kept)
+
+
 def _statistics(call: _Call, keep: bool):
-  """(`Statistics` [T], what was kept: (student, difference or None, student maxima, teacher maxima))."""
+  """(`Statistics` [T], what was kept: logits, as many of [T, V] as maxima of [T, lanes]; the student's first)."""
   problem, inputs, bt, bv = call.problem, call.inputs, call.bt, call.bv
   kept_dtype = jnp.bfloat16 if is_short(inputs) else jnp.float32
   tile = pl.BlockSpec((bt, bv), lambda i, j: (i, j)), jax.ShapeDtypeStruct((call.tokens, call.vocab), kept_dtype)
@@ -123,7 +135,7 @@ def _statistics(call: _Call, keep: bool):
   sums = pl.BlockSpec((bt, _LANES), lambda i, j: (i, 0)), jax.ShapeDtypeStruct((call.tokens, _LANES), jnp.float32)
   outputs = [sums]
   if keep:
-    outputs += [tile, *([tile] if problem.is_dense else []), maxima, *([maxima] if problem.is_dense else [])]
+    outputs += [tile, tile, maxima, maxima] if problem.is_dense else [tile, maxima]
 
   def kernel(limit, hidden_s, head_s, hidden_t, head_t, sums, *kept):
     j = pl.program_id(1)
@@ -143,14 +155,14 @@ def _statistics(call: _Call, keep: bool):
     for k, column in enumerate(seen):
       sums[:, k : k + 1] = column
     if keep:
-      student, *difference, student_max = kept[:-1] if problem.is_dense else kept
+      kept = _named(kept)
       z = z - seen.student_max
-      student[...] = z.astype(kept_dtype)
-      here = lax.broadcasted_iota(jnp.int32, student_max.shape, 1) == j
-      student_max[...] = jnp.where(here, seen.student_max, student_max[...])
-      if difference:
-        difference[0][...] = (z - (y - seen.teacher_max)).astype(kept_dtype)
-        kept[-1][...] = jnp.where(here, seen.teacher_max, kept[-1][...])
+      kept.student[...] = z.astype(kept_dtype)
+      here = lax.broadcasted_iota(jnp.int32, kept.student_max.shape, 1) == j
+      kept.student_max[...] = jnp.where(here, seen.student_max, kept.student_max[...])
+      if problem.is_dense:
+        kept.difference[...] = (z - (y - seen.teacher_max)).astype(kept_dtype)
+        kept.teacher_max[...] = jnp.where(here, seen.teacher_max, kept.teacher_max[...])
 
   def hidden(array):
     return pl.BlockSpec((bt, array.shape[1]), lambda i, j: (i, 0))
@@ -186,14 +198,14 @@ def _packed_rows(inputs: Inputs, blocks: Blocks, gradient: passes.Gradient) -> j
 def _tile_gradient(call: _Call, j, limit, rows, kept) -> jax.Array:
   """dz of a kept tile (bt, bv), weighted, in float32; columns past the vocabulary are 0."""
   problem = call.problem
-  row = {name: rows[:, name : name + 1] for name in range(8)}
+  row, kept = {name: rows[:, name : name + 1] for name in range(8)}, _named(kept)
   student = formulas.Normaliser(row[_STUDENT_MAX], row[_STUDENT_LOG])
-  student_offset = (_lane(kept[-2 if problem.is_dense else -1][...], j) - student.max) - student.log
-  log_p = kept[0][...].astype(jnp.float32) + student_offset
+  student_offset = (_lane(kept.student_max[...], j) - student.max) - student.log
+  log_p = kept.student[...].astype(jnp.float32) + student_offset
   column = j * call.bv + lax.broadcasted_iota(jnp.int32, log_p.shape, 1)
   if problem.is_dense:
-    teacher_offset = (_lane(kept[-1][...], j) - row[_TEACHER_MAX]) - row[_TEACHER_LOG]
-    d = kept[1][...].astype(jnp.float32) + (student_offset - teacher_offset)
+    teacher_offset = (_lane(kept.teacher_max[...], j) - row[_TEACHER_MAX]) - row[_TEACHER_LOG]
+    d = kept.difference[...].astype(jnp.float32) + (student_offset - teacher_offset)
     dz = formulas.dense_gradient(problem, row[_CENTRE], log_p, d)
   else:
     is_sampled = column == row[_ID].astype(jnp.int32)
@@ -205,23 +217,14 @@ def _tile_gradient(call: _Call, j, limit, rows, kept) -> jax.Array:
 def _kept_specs(call: _Call, kept, token_axis: int):
   """Specs of the per-token rows and of what was kept, for a grid whose axis `token_axis` is the tokens."""
 
-  def order(*ids):
-    return (ids[token_axis], ids[1 - token_axis])
-
   def tile(*ids):
-    return order(*ids)
+    return ids[token_axis], ids[1 - token_axis]
 
   def by_token(*ids):
-    return (order(*ids)[0], 0)
+    return ids[token_axis], 0
 
-  rows = pl.BlockSpec((call.bt, _LANES), by_token)
-  tiles = [
-    pl.BlockSpec((call.bt, call.bv), tile)
-    if array.shape[1] == call.vocab
-    else pl.BlockSpec((call.bt, call.lanes), by_token)
-    for array in kept
-  ]
-  return [rows, *tiles]
+  tiles, maxima = pl.BlockSpec((call.bt, call.bv), tile), pl.BlockSpec((call.bt, call.lanes), by_token)
+  return [pl.BlockSpec((call.bt, _LANES), by_token)] + [tiles] * (len(kept) // 2) + [maxima] * (len(kept) // 2)
 
 
 def _d_hidden(call: _Call, kept, per_token: jax.Array) -> jax.Array:

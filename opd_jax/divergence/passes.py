@@ -64,7 +64,7 @@ class Kept(NamedTuple):
   student: jax.Array | None
   difference: jax.Array | None
   student_max: jax.Array
-  teacher_max: jax.Array
+  teacher_max: jax.Array | None
 
 
 # (block index, what was kept of it or None) -> log p and d = log p - log q of the block, [T, size]
@@ -116,6 +116,25 @@ def from_kept(inputs: Inputs, total: formulas.Statistics) -> Source:
       return log_p, None
     offset = student_offset - teacher.log_probability(kept.teacher_max)
     return log_p, kept.difference.astype(dtype) + offset[:, None]
+
+  return source
+
+
+def from_tiles(problem: Problem, blocks: Blocks, total: formulas.Statistics, kept: Kept, rows_of_tile: int) -> Source:
+  """The log-probabilities of a block from what a kernel kept of all tiles: logits [T, rows], maxima [T, tiles]."""
+
+  def source(index, _):
+    columns = blocks.start(index) + jnp.arange(blocks.size)
+
+    def of_block(values):
+      return lax.dynamic_slice_in_dim(values, blocks.start(index), blocks.size, axis=1).astype(jnp.float32)
+
+    student_offset = total.student.log_probability(kept.student_max)[:, columns // rows_of_tile]
+    log_p = blocks.mask(index, of_block(kept.student) + student_offset)
+    if kept.difference is None:
+      return log_p, None
+    teacher_offset = total.teacher.log_probability(kept.teacher_max)[:, columns // rows_of_tile]
+    return log_p, of_block(kept.difference) + (student_offset - teacher_offset)
 
   return source
 

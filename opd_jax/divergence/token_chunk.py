@@ -25,15 +25,15 @@ from opd_jax.divergence.problem import Inputs, Problem
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """How the work is cut: bytes that a chunk may keep, tokens that it has at least, rows of a block of the head."""
+  """How the work is cut: bytes that a chunk may keep, the multiple of its tokens, rows of a block of the head."""
 
   chunk_bytes: int
   tokens: int
   block: int
 
   def chunk(self, tokens: int, vocab_size: int, itemsize: int) -> int:
-    """Tokens in a chunk: equal chunks of at most what the bytes hold."""
-    most = max(self.chunk_bytes // (2 * vocab_size * itemsize), self.tokens)
+    """Tokens in a chunk: equal chunks of at most what the bytes hold (of `tokens` at least)."""
+    most = max(self.chunk_bytes // (2 * vocab_size * itemsize) // self.tokens, 1) * self.tokens
     return -(-tokens // -(-tokens // most))
 
 

@@ -22,26 +22,26 @@ class CompiledProgram:
 
   Attributes:
     program: what was compiled.
-    compile_seconds: tracing, lowering and compiling.
+    compile_seconds: tracing, lowering and compiling; None where it was not compiled.
     argument_bytes: of its arguments; most of them (weights, optimizer) live on the chip all through the run.
     batch_bytes: of those arguments that do not: prompts, rollout.
     temp_bytes: beyond its arguments: temporaries, results that take no argument's place, code. Where the compiler
-      gave up for lack of memory, what it says was needed.
+      gave up for lack of memory, what it says was needed; where it was not asked, what the memory model says.
     flops: multiply-adds of its matrix products x 2, a chip's share of the whole mesh's.
-    work: collectives and cycles; None where the compiler gave up.
+    work: collectives and cycles; None without an executable.
     predicted_seconds: cycles over the clock; communication and stalls are not in it. None where there are no cycles.
-    out_of_memory: the compiler gave up.
+    too_large: for a chip, so that there is no executable.
   """
 
   program: Program
-  compile_seconds: float
+  compile_seconds: float | None
   argument_bytes: int
   batch_bytes: int
   temp_bytes: int
   flops: float
   work: Work | None
   predicted_seconds: float | None
-  out_of_memory: bool
+  too_large: bool
 
 
 def compile_program(table: ProgramTable, program: Program, chips: int, hertz: float | None) -> CompiledProgram:
@@ -49,18 +49,15 @@ def compile_program(table: ProgramTable, program: Program, chips: int, hertz: fl
   argument_bytes = bytes_on_chip(program.arguments)
   batch_bytes = bytes_on_chip(program.batch)
   traced = table.trace(program.name, program.bucket, *program.arguments)
-  flops = matmul_flops(traced.jaxpr.jaxpr, program.bucket - 1) / chips
+  flops = matmul_flops(traced.jaxpr.jaxpr, max(0, program.bucket - 1)) / chips
   started = time.perf_counter()
   try:
     compiled = table.compile(program.name, program.bucket, *program.arguments)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    temp_bytes = max(0, _needed(str(error)) - argument_bytes)
-    seconds = time.perf_counter() - started
-    return CompiledProgram(
-      program, seconds, argument_bytes, batch_bytes, temp_bytes, flops, None, None, out_of_memory=True
-    )
+    refused = refused_program(table, program, chips, max(0, _needed(str(error)) - argument_bytes))
+    return dataclasses.replace(refused, compile_seconds=time.perf_counter() - started)
   seconds = time.perf_counter() - started
   memory = compiled.memory_analysis()
   work = read_work(compiled.as_text(), open_trips=program.bucket - 1)
@@ -77,7 +74,23 @@ def compile_program(table: ProgramTable, program: Program, chips: int, hertz: fl
     flops=flops,
     work=work,
     predicted_seconds=work.cycles / hertz if work.cycles and hertz else None,
-    out_of_memory=False,
+    too_large=False,
+  )
+
+
+def refused_program(table: ProgramTable, program: Program, chips: int, temp_bytes: int) -> CompiledProgram:
+  """The row of a program so much too large by the memory model that a compiler would search long for nothing."""
+  traced = table.trace(program.name, program.bucket, *program.arguments)
+  return CompiledProgram(
+    program=program,
+    compile_seconds=None,
+    argument_bytes=bytes_on_chip(program.arguments),
+    batch_bytes=bytes_on_chip(program.batch),
+    temp_bytes=temp_bytes,
+    flops=matmul_flops(traced.jaxpr.jaxpr, max(0, program.bucket - 1)) / chips,
+    work=None,
+    predicted_seconds=None,
+    too_large=True,
   )
 
 

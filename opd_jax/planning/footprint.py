@@ -99,18 +99,26 @@ def model_temporaries(
   config: Config, models: Architectures, program: Program, mesh: Mesh | AbstractMesh
 ) -> Temporaries:
   """The sums of the large arrays of one program."""
+  if program.name == "decode_layout":
+    return _resharding(config, getattr(models, program.model), mesh)
   if program.generates:
     return _generating(config, models, program, mesh)
   return _updating(config, models, program, mesh)
 
 
+def _resharding(config: Config, a: Architecture, mesh: Mesh | AbstractMesh) -> Temporaries:
+  """The model in the computation's dtype, cut by `tensor` alone: the result, and what it is gathered from."""
+  tensor, _, width = _cut(mesh, config.student.dtype)
+  return Temporaries(width * (_parameters(a) // tensor + _parameters(a) // mesh.size), 0)
+
+
 def _generating(config: Config, models: Architectures, program: Program, mesh: Mesh | AbstractMesh) -> Temporaries:
-  """Weights in the computation's dtype and the gathered head; cache, prefill, logits of one position."""
+  """Copies of a layer and of the head as the products want them laid out; cache, prefill, logits of one position."""
   a: Architecture = getattr(models, program.model)
   tensor, parts, width = _cut(mesh, config.student.dtype)
   rows, P = -(-program.rows // parts), config.rollout.max_prompt
   prompts = -(-program.batch[0].shape[0] // parts)
-  weights = width * (_parameters(a) // mesh.size + 2 * _layer_parameters(a) // tensor)
+  weights = 2 * width * _layer_parameters(a) // tensor
   head = width * a.vocab_size * a.hidden_size // tensor
   logits = 3 * _FLOAT32 * rows * a.vocab_size // tensor
   prefill = prompts * (2 * _FLOAT32 * a.heads // tensor * P * P + P * _activations(a, width, tensor))

@@ -1,7 +1,8 @@
 """The programs of a run with abstract arguments: everything that `train` would compile, and not one array.
 
+    decode_layout        of the student, and of the teacher where the run starts with its marks; its bucket is 0
+    evaluate_greedy/...  at the full horizon, for the same models
     rollout, update      at every bucket that the horizon schedule reaches
-    evaluate_greedy/...  at the full horizon, for the student, and for the teacher where the run starts with its marks
 
 A mesh of devices gives arguments to compile for; an AbstractMesh, which has sizes and no devices, gives their bytes.
 """
@@ -18,7 +19,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from opd_jax import arithmetic
 from opd_jax.config import Config
-from opd_jax.distributed import sharding
+from opd_jax.distributed import DECODING, TRAINING, sharding
 from opd_jax.distributed.axes import MESH_AXES
 from opd_jax.distributed.mesh import mesh_shape
 from opd_jax.errors import InputError
@@ -57,7 +58,7 @@ class Program:
 
   Attributes:
     name: in the table.
-    model: whose architecture its cache has: "student" or "teacher".
+    model: "student" or "teacher": who is resharded, who generates; the student in an update.
     bucket: new tokens.
     rows: completions of one call.
     arguments: abstract, with shardings.
@@ -76,12 +77,13 @@ class Program:
 
   @property
   def batch(self) -> tuple[Any, ...]:
-    """The arguments that come and go with a step; those before them live on the chip all through the run."""
-    return self.arguments[1:] if self.generates else self.arguments[2:]
+    """The arguments that come and go, weights in decode layout among them; the others stay all through the run."""
+    resident = {"decode_layout": 1, "update": 2}.get(self.name, 0)
+    return self.arguments[resident:]
 
   @property
   def generates(self) -> bool:
-    return self.name != "update"
+    return self.name not in ("decode_layout", "update")
 
 
 def read_architectures(config: Config) -> Architectures:
@@ -109,12 +111,15 @@ def check_mesh(config: Config, models: Architectures, mesh: Mesh | AbstractMesh)
 def abstract_models(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> tuple[TrainState, Model]:
   """The student's whole training state and the teacher, as they live on the mesh all through a run."""
   state = abstract_state(models.student, make_optimizer(config), mesh)
-  dtype = jnp.dtype(config.teacher.dtype)
+  return state, _abstract_model(models.teacher, config.teacher.dtype, mesh, TRAINING)
+
+
+def _abstract_model(architecture: Architecture, dtype: str, mesh: Mesh | AbstractMesh, layout) -> Model:
   params = {
-    path: jax.ShapeDtypeStruct(p.shape, dtype, sharding=sharding(mesh, p.axes, p.shape))
-    for path, p in parameter_table(models.teacher).items()
+    path: jax.ShapeDtypeStruct(p.shape, jnp.dtype(dtype), sharding=sharding(mesh, p.axes, p.shape, layout))
+    for path, p in parameter_table(architecture).items()
   }
-  return state, Model(nested(params), models.teacher)
+  return Model(nested(params), architecture)
 
 
 def list_programs(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> list[Program]:
@@ -126,22 +131,24 @@ def list_programs(config: Config, models: Architectures, mesh: Mesh | AbstractMe
     axes = ("batch", *(None,) * (len(shape) - 1)) if shape else ()
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, axes, shape) if shape else None)
 
-  def sampling(name: str, role: str, model: Model, bucket: int, prompts: int, samples: int) -> Program:
+  def sampling(name: str, role: str, bucket: int, prompts: int, samples: int) -> Program:
+    model = _abstract_model(getattr(models, role), config.student.dtype, mesh, DECODING)
     numbers = (array((), jnp.int32), array((), jnp.uint32), array((), jnp.uint32))  # horizon, seed, step
     batch = (array((prompts, P), jnp.int32), array((prompts, P), jnp.bool_), *numbers)
     rows = prompts * samples
     return Program(name, role, bucket, rows, (model, *batch, array((rows,), jnp.uint32)))
 
-  listed, c = [], config.eval
+  c = config.eval
+  marked = ("teacher", "student") if c.path and c.baseline else ("student",)
+  training = {"student": state.student, "teacher": teacher}
+  listed = [Program("decode_layout", role, 0, 0, (training[role],)) for role in marked]
   settings = [("evaluate_greedy", 1)] * c.greedy + [("evaluate_sampled", c.samples)] * bool(c.samples)
   for name, samples in settings if c.path else ():
-    if c.baseline:
-      listed.append(sampling(name, "teacher", teacher, config.horizon.max, c.batch, samples))
-    listed.append(sampling(name, "student", state.student, config.horizon.max, c.batch, samples))
+    listed += [sampling(name, role, config.horizon.max, c.batch, samples) for role in marked]
   R = config.rows
   for bucket in sorted({config.bucket(H) for H in config.horizon.build().distinct(config.steps)}):
     prompts, samples = config.rollout.prompts_per_step, config.rollout.samples_per_prompt
-    listed.append(sampling("rollout", "student", state.student, bucket, prompts, samples))
+    listed.append(sampling("rollout", "student", bucket, prompts, samples))
     rollout = Rollout(
       tokens_bs=array((R, P + bucket), jnp.int32),
       prompt_mask_bp=array((R, P), jnp.bool_),

@@ -67,7 +67,7 @@ class Search:
     scale = {
       _key(row.program): model_temporaries(config, models, row.program, mesh).scale(row.temp_bytes)
       for row in compiled
-      if row.temp_bytes
+      if row.temp_bytes and row.compile_seconds is not None
     }
     return cls(models, scale)
 

@@ -10,8 +10,8 @@ from rich.table import Table
 from opd_jax.config import Config
 from opd_jax.distributed import make_mesh
 from opd_jax.distributed.topologies import Topology
-from opd_jax.planning.compiled import CompiledProgram, compile_program
-from opd_jax.planning.footprint import Footprint, footprint
+from opd_jax.planning.compiled import CompiledProgram, compile_program, refused_program
+from opd_jax.planning.footprint import Footprint, footprint, model_temporaries
 from opd_jax.planning.programs import (
   Architectures,
   abstract_mesh,
@@ -22,6 +22,7 @@ from opd_jax.planning.programs import (
 )
 from opd_jax.planning.search import Candidate, Search
 
+_HOPELESS = 3  # times a chip's memory: modelled temporaries beyond this are not compiled
 _TRIES = 3  # candidates that are compiled at most before the plan gives up on mending
 
 
@@ -55,7 +56,7 @@ class Verdict:
         {
           "name": row.program.label,
           "bucket": row.program.bucket,
-          "compile_seconds": round(row.compile_seconds, 2),
+          "compile_seconds": row.compile_seconds,
           "argument_bytes": row.argument_bytes,
           "temp_bytes": row.temp_bytes,
           "flops": row.flops,
@@ -79,9 +80,9 @@ class Verdict:
       table.add_row(
         row.program.label,
         str(row.program.bucket),
-        f"{row.compile_seconds:.1f}",
+        "-" if row.compile_seconds is None else f"{row.compile_seconds:.1f}",
         _size(row.argument_bytes),
-        _size(row.temp_bytes) + (" (too much)" if row.out_of_memory else ""),
+        _size(row.temp_bytes) + (" (too much)" if row.too_large else ""),
         f"{row.flops / 1e12:.3g}",
         "-" if row.predicted_seconds is None else f"{row.predicted_seconds:.3g}",
       )
@@ -135,14 +136,19 @@ def _compiled(
   table, rows = make_table(config, models, mesh), []
   for program in list_programs(config, models, mesh):
     same = [row for row in known if row.program == program]
-    if not same:
+    modelled = model_temporaries(config, models, program, mesh)
+    if same:
+      rows += same
+    elif modelled.fixed + modelled.rows > _HOPELESS * topology.hbm_bytes:
+      rows.append(refused_program(table, program, topology.chips, modelled.fixed + modelled.rows))
+    else:
       say(f"compiling {program.label} at bucket {program.bucket} for {topology.name}")
-    rows += same or [compile_program(table, program, topology.chips, topology.hertz)]
+      rows.append(compile_program(table, program, topology.chips, topology.hertz))
   return rows
 
 
 def _fits(programs: list[CompiledProgram], memory: Footprint, topology: Topology) -> bool:
-  return memory.total <= topology.hbm_bytes and not any(row.out_of_memory for row in programs)
+  return memory.total <= topology.hbm_bytes and not any(row.too_large for row in programs)
 
 
 def _room(search: Search, config: Config, topology: Topology) -> str:
@@ -200,7 +206,7 @@ def _hopeless(search: Search, config: Config, topology: Topology) -> str:
 
 def _collectives(row: CompiledProgram) -> str:
   if row.work is None:
-    return "the compiler gave up"
+    return "no executable: " + ("by the memory model" if row.compile_seconds is None else "the compiler gave up")
   moved = row.work.collective_bytes
   parts = (f"{kind} {count} ({_size(moved.get(kind, 0))})" for kind, count in row.work.collectives.items())
   return ", ".join(parts) or "no collectives"

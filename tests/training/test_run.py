@@ -182,3 +182,20 @@ def test_bad_input_is_refused_before_anything_is_made(tiny_config, tmp_path, fla
   with pytest.raises(InputError, match=words):
     run(tiny_config, tmp_path / "w", *flags, devices=8)
   assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("after", [(1, 4, 1), (1, 1, 1)])
+def test_a_checkpoint_continues_on_another_mesh(evaluated, whole, tmp_path, after):
+  """Five steps on (2, 2, 2), the sixth elsewhere: its loss is that of the run that never moved."""
+  config, flags = evaluated
+  _, expected = whole
+
+  def mesh(shape):
+    return [f"--config.mesh.{name}={size}" for name, size in zip(("data", "fsdp", "tensor"), shape)]
+
+  flags = [*flags, "--config.eval.path="]
+  run(config, tmp_path, *flags, *mesh((2, 2, 2)), "--config.steps=5", devices=8)
+  run(config, tmp_path, *flags, *mesh(after), "--config.steps=6", devices=int(np.prod(after)))
+  ours, theirs = rows(tmp_path / "metrics.jsonl"), rows(expected / "metrics.jsonl")[:6]
+  assert [row["tokens"] for row in ours] == [row["tokens"] for row in theirs]
+  np.testing.assert_allclose(ours[5]["loss"], theirs[5]["loss"], rtol=1e-4)
