@@ -60,7 +60,7 @@ def command(variant: str, method: str, seed: int, workdir: Path) -> list[str]:
     sys.executable,
     "-m",
     "opd_jax.train",
-    f"--config=configs/quickstart.py{':late' if variant == 'late' else ''}",
+    f"--config=configs/quickstart.py:{variant}@{seed}",  # another teacher and other students for every seed
     f"--workdir={workdir}",
     f"--config.seed={seed}",
     "--config.eval.every=5",
@@ -76,7 +76,7 @@ def run_all(root: Path, seeds: int, workers: int) -> None:
   available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(workers))
   for core in available[:workers]:
     cores.put(core)
-  jobs = [(variant, method, seed) for seed in range(seeds) for variant in VARIANTS for method in METHODS]
+  jobs = [(variant, method, seed) for variant in VARIANTS for method in METHODS for seed in range(seeds)]
 
   def run(job: tuple[str, str, int]) -> None:
     workdir = folder(root, *job)
@@ -99,10 +99,8 @@ def run_all(root: Path, seeds: int, workers: int) -> None:
       raise RuntimeError(f"{' '.join(map(str, job))} ended with {done.returncode}: see {workdir / 'log.txt'}")
     print(f"{' '.join(map(str, job))}: {read(root, *job).accuracy[-1]:.3f}", flush=True)
 
-  # The first run alone: it makes the embedded task, which all others share.
-  run(jobs[0])
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    for future in concurrent.futures.as_completed([pool.submit(run, job) for job in jobs[1:]]):
+    for future in concurrent.futures.as_completed([pool.submit(run, job) for job in jobs]):
       future.result()
 
 

@@ -22,16 +22,17 @@ from opd_jax.errors import InputError
 
 
 def get_config(arg=""):
-  """`arg`: uniform (default) or late; `runlocal` is the same, for it runs anywhere."""
-  if arg not in ("", "uniform", "late", "runlocal"):
-    raise InputError(f"the quickstart has no variant {arg!r}: uniform or late")
-  variant = "late" if arg == "late" else "uniform"
+  """`arg`: uniform (default) or late, with `@SEED` for models of another seed; `runlocal` is uniform."""
+  variant, _, seed = ("uniform" if arg in ("", "runlocal") else arg).partition("@")
+  if variant not in ("uniform", "late"):
+    raise InputError(f"the quickstart has no variant {variant!r}: uniform or late")
+  embedded = f"arithmetic:{variant}@{seed or 0}"
   config = defaults()
   config.steps = 40
 
-  config.student.path = f"arithmetic:{variant}/student"
-  config.teacher.path = f"arithmetic:{variant}/teacher"
-  config.data.path = f"arithmetic:{variant}/train.jsonl"
+  config.student.path = f"{embedded}/student"
+  config.teacher.path = f"{embedded}/teacher"
+  config.data.path = f"{embedded}/train.jsonl"
 
   config.rollout.prompts_per_step = 32
   config.rollout.max_prompt = 49
@@ -47,7 +48,7 @@ def get_config(arg=""):
   config.objective.kind = "reverse_kl"
   config.optimizer.learning_rate = 2e-4
 
-  config.eval.path = f"arithmetic:{variant}/eval.jsonl"
+  config.eval.path = f"{embedded}/eval.jsonl"
   config.eval.grader = "exact"
   config.eval.batch = 256
   config.eval.every = 10

@@ -7,11 +7,13 @@
         uniform-student/  late-student/
 
 In two parts, because bad input must end a run before anything is trained: `outline` writes all that costs no training,
-`make` the weights. Each part appears by one rename, under a lock: a kill leaves nothing half made, and of two processes
+`make` the weights. `arithmetic:uniform@3/teacher` is the same with 3 as the recipe's seed: another initialisation, other
+problems, other students. Each part appears by one rename, under a lock: a kill leaves nothing half made, and of two processes
 the second waits for the first.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -41,7 +43,7 @@ def outline(path: str, recipe: Recipe = DEFAULT) -> str:
   """The real path of an embedded one, with all files there but weights; any other path as it is.
 
   Args:
-    path: `arithmetic:VARIANT/ITEM`, variant `uniform` or `late`, item `student`, `teacher`, `train.jsonl` or
+    path: `arithmetic:VARIANT/ITEM` or `arithmetic:VARIANT@SEED/ITEM`, variant `uniform` or `late`, item `student`, `teacher`, `train.jsonl` or
       `eval.jsonl`; or anything else.
     recipe: what to make.
 
@@ -49,7 +51,7 @@ def outline(path: str, recipe: Recipe = DEFAULT) -> str:
   """
   if not is_embedded(path):
     return path
-  name = _file_name(path)
+  name, recipe = _file_name(path), _seeded(path, recipe)
   root = _root(recipe)
   if not root.exists():
     with _making(root) as workplace:
@@ -64,6 +66,7 @@ def make(path: str, recipe: Recipe = DEFAULT) -> str:
   real = outline(path, recipe)
   if not is_embedded(path) or real.endswith(".jsonl") or (Path(real) / _WEIGHTS).exists():
     return real
+  recipe = _seeded(path, recipe)
   folder, root = Path(real), _root(recipe)
   with _making(root) as workplace:
     teacher = root / "teacher"
@@ -77,7 +80,15 @@ def make(path: str, recipe: Recipe = DEFAULT) -> str:
 
 
 def _variant(path: str) -> str:
-  return path.removeprefix(_PREFIX).partition("/")[0]
+  return path.removeprefix(_PREFIX).partition("/")[0].partition("@")[0]
+
+
+def _seeded(path: str, recipe: Recipe) -> Recipe:
+  """The recipe with the seed after the variant's `@`, if there is one."""
+  _, at, seed = path.partition("/")[0].partition("@")
+  if at and not (seed.isascii() and seed.isdigit() and len(seed) <= 9):
+    raise InputError(f"{path}: `{seed}` is no seed: write a whole number after the @")
+  return dataclasses.replace(recipe, seed=int(seed)) if at else recipe
 
 
 def _file_name(path: str) -> str:
@@ -87,7 +98,7 @@ def _file_name(path: str) -> str:
     if name not in known:
       raise InputError(
         f"{path}: the arithmetic task has no {what} `{name}`{nearest(name, known)}; there are {', '.join(known)}: "
-        "write arithmetic:VARIANT/PART"
+        "write arithmetic:VARIANT/PART, or arithmetic:VARIANT@SEED/PART"
       )
   return f"{variant}-student" if item == "student" else item
 

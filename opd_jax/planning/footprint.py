@@ -117,7 +117,7 @@ def _generating(config: Config, models: Architectures, program: Program, mesh: M
   a: Architecture = getattr(models, program.model)
   tensor, parts, width = _cut(mesh, config.student.dtype)
   rows, P = -(-program.rows // parts), config.rollout.max_prompt
-  prompts = -(-program.batch[0].shape[0] // parts)
+  prompts = -(-program.arguments[1].shape[0] // parts)
   weights = 2 * width * _layer_parameters(a) // tensor
   head = width * a.vocab_size * a.hidden_size // tensor
   logits = 3 * _FLOAT32 * rows * a.vocab_size // tensor

@@ -215,3 +215,16 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
   monkeypatch.setenv("OPD_JAX_CACHE", str(tmp_path / "file"))
   with pytest.raises(InputError, match="OPD_JAX_CACHE"):
     arithmetic.outline("arithmetic:uniform/teacher", TINY)
+
+
+def test_a_seed_after_the_variant_is_another_pair(cache):
+  tokens = [[0, 1, 2, 3]]
+  made = {}
+  for name in ("uniform", "uniform@0", "uniform@5"):
+    folder = arithmetic.make(f"arithmetic:{name}/student", TINY)
+    made[name] = folder, np.asarray(logits(load(folder, dtype="float32"), tokens))
+  assert made["uniform"][0] == made["uniform@0"][0] != made["uniform@5"][0]
+  assert np.abs(made["uniform"][1] - made["uniform@5"][1]).max() > 1e-3
+  for bad in ("uniform@", "uniform@x", "uniform@-1", "uniform@1.5"):
+    with pytest.raises(InputError, match="no seed"):
+      arithmetic.outline(f"arithmetic:{bad}/student", TINY)

@@ -54,7 +54,7 @@ def test_a_plan_lists_what_a_run_compiles(tiny_config, tiny_pair):
   # as tests/training/test_run.py counts them in a run
   assert sorted((p.name, p.bucket) for p in programs) == sorted(
     [("rollout", 8), ("rollout", 16), ("update", 8), ("update", 16)]
-    + [("evaluate_greedy", 16), ("evaluate_sampled", 16)] * 2
+    + [("evaluate_greedy", 16), ("evaluate_sampled", 16), ("decode_layout", 0)] * 2
   )
 
 

@@ -51,7 +51,8 @@ def check_shape(answer):
       "collectives",
       "predicted_seconds",
     ]
-    assert row["compile_seconds"] > 0 and row["flops"] > 0 and row["temp_bytes"] > 0
+    assert row["compile_seconds"] > 0 and row["temp_bytes"] > 0
+    assert (row["flops"] > 0) == (row["name"] != "decode_layout")
 
 
 def test_json_is_all_of_stdout_and_agrees_with_the_compiler(tiny_config):
@@ -111,7 +112,7 @@ def test_a_tpu_that_is_not_here(tiny_config, slices):
   answer = json.loads(done.stdout)
   check_shape(answer)
   assert answer["chips"] == 4 * slices and answer["hbm_bytes_per_chip"] == int(15.75 * 2**30)
-  assert all(row["predicted_seconds"] > 0 for row in answer["programs"])
+  assert all(row["predicted_seconds"] > 0 for row in answer["programs"] if row["name"] != "decode_layout")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
