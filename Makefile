@@ -2,6 +2,7 @@
 #   make quickstart   distil the embedded task: runs/quickstart, about four minutes, install included
 #   make test         everything the tests need, and the tests
 #   make compare      OPD, POPD and TOPD on both embedded tasks, three seeds: table and curves
+#   make test-aot     kernels and plans compiled for TPUs and an H200, which need not be there
 #   make lint         ruff
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test compare lint clean
+.PHONY: quickstart test test-aot compare lint clean
 
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +26,12 @@ quickstart: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# TPU and GPU kernels compiled for real topologies, without the hardware. An environment of its own: 2 GB of compilers.
+test-aot:
+	test -x $(VENV)-aot/bin/python || $(PYTHON) -m venv $(VENV)-aot
+	$(VENV)-aot/bin/pip install -q -r requirements-aot.txt
+	$(VENV)-aot/bin/python -m pytest -q opd_jax/divergence/aot_test.py tests/planning
 
 compare: $(VENV)/.run
 	$(BIN)/python -m benchmarks.compare --out=benchmarks/results/compare

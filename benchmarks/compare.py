@@ -4,7 +4,7 @@ python -m benchmarks.compare --out=benchmarks/results/compare [--seeds=3] [--wor
 
 Each run is one process on one core with one XLA thread, so that its CPU-seconds mean the same whatever runs beside it;
 compiling is counted apart. Finished runs are kept under runs/compare and not run again. The student is evaluated after
-every step up to step 10, then every fifth, on 256 problems, greedily, at the full horizon.
+every step up to step 15, then every fifth, on 256 problems, greedily, at the full horizon.
 """
 
 import concurrent.futures
@@ -64,7 +64,7 @@ def command(variant: str, method: str, seed: int, workdir: Path) -> list[str]:
     f"--workdir={workdir}",
     f"--config.seed={seed}",
     "--config.eval.every=5",
-    "--config.eval.first=10",
+    "--config.eval.first=15",
     "--config.log.tensorboard=False",
     *METHODS[method],
   ]

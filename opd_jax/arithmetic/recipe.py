@@ -14,9 +14,9 @@ class Recipe:
 
   The teacher begins with short problems: windows of the letters, whose completion stands at a random distance from the
   prompt (rotary positions moved apart). What it can learn there is to look digits up by their letter, at any distance,
-  and that carries over to whole problems. Without the distances every one of five initialisations learned the short
-  problems and none the long ones. Both stages end when the model can do them, not after a number of steps; fourteen
-  initialisations of fourteen got there, after 225 to 525 and 75 to 175 steps.
+  and that carries over to whole problems: without the distances five initialisations of five learned the short ones
+  and none was near the whole ones 250 steps later. Both stages end when the model can do them, not after a number of
+  steps; fourteen initialisations of fourteen got there, after 225 to 525 and 75 to 175 steps.
 
   Attributes:
     version: raised where the code behind a recipe changes what it makes.

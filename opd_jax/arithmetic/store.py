@@ -6,9 +6,10 @@
         teacher/                                    Hugging Face folders; both variants have one teacher
         uniform-student/  late-student/
 
-In two parts, because bad input must end a run before anything is trained: `outline` writes all that costs no training,
-`make` the weights. `arithmetic:uniform@3/teacher` is the same with 3 as the recipe's seed: another initialisation, other
-problems, other students. Each part appears by one rename, under a lock: a kill leaves nothing half made, and of two processes
+`arithmetic:uniform@3/teacher` is the same with 3 as the recipe's seed: another initialisation, other problems.
+
+In two parts, because bad input must end a run before anything is trained: `outline` writes all that costs no
+training, `make` the weights. Each part appears by one rename, under a lock: a kill leaves nothing half made, and of two processes
 the second waits for the first.
 """
 
@@ -43,8 +44,8 @@ def outline(path: str, recipe: Recipe = DEFAULT) -> str:
   """The real path of an embedded one, with all files there but weights; any other path as it is.
 
   Args:
-    path: `arithmetic:VARIANT/ITEM` or `arithmetic:VARIANT@SEED/ITEM`, variant `uniform` or `late`, item `student`, `teacher`, `train.jsonl` or
-      `eval.jsonl`; or anything else.
+    path: `arithmetic:VARIANT/ITEM` or `arithmetic:VARIANT@SEED/ITEM`, variant `uniform` or `late`, item `student`,
+      `teacher`, `train.jsonl` or `eval.jsonl`; or anything else.
     recipe: what to make.
 
   Raises InputError for an unknown variant or item, and for a cache folder that cannot be written.
