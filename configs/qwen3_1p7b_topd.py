@@ -7,7 +7,7 @@ Run       python -m opd_jax.train --config=configs/qwen3_1p7b_topd.py:v5e-256 --
 
 The argument names the machine whose mesh and micro-batches to take (v5e-16, v5e-256, v5p-128, h200-8), or is
 `runlocal`: the embedded task in place of the models, for a look on a laptop. Without one, the mesh is
-fsdp x tensor = rest x 4, for any of them but the last.
+fsdp x tensor = rest x 4 and a step is one micro-batch, which v5e-256 holds.
 """
 
 from opd_jax.arithmetic.runlocal import run_locally

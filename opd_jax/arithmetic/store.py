@@ -9,8 +9,8 @@
 `arithmetic:uniform@3/teacher` is the same with 3 as the recipe's seed: another initialisation, other problems.
 
 In two parts, because bad input must end a run before anything is trained: `outline` writes all that costs no
-training, `make` the weights. Each part appears by one rename, under a lock: a kill leaves nothing half made, and of two processes
-the second waits for the first.
+training, `make` the weights. Each part appears by one rename, under a lock: a kill leaves nothing half made, and of
+two processes the second waits for the first.
 """
 
 import contextlib

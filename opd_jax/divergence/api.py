@@ -43,7 +43,7 @@ def divergence(
   """Weighted sum over tokens of a divergence between student p and teacher q, never holding a [T, V] array.
 
   Args:
-    student_hidden: [T, Ds] final hidden states (after the last norm), float32 or bf16.
+    student_hidden: [T, Ds] final hidden states (after the last norm), float32 or bf16. T may be 0.
     student_head: [Vs, Ds] output embedding.
     teacher_hidden: [T, Dt]; no gradient.
     teacher_head: [Vt, Dt]; no gradient. The widths and the padding of the two vocabularies may differ.
@@ -102,9 +102,14 @@ def divergence(
     raise ValueError(f"implementation={implementation!r} has no local supports: use 'auto' or 'token_chunk'")
   if interpret and implementation not in KERNELS:
     raise ValueError(f"interpret=True is for implementation= one of {', '.join(KERNELS)}, not {implementation!r}")
+  # Without a token there is nothing to cut: one of weight 0 takes its place, and is taken off again.
+  tokens = inputs.weights.shape[0]
+  inputs = inputs if tokens else _with_one_token(inputs)
   if implementation == "reference":
-    return reference.divergence(problem, inputs)
-  return fused(Plan(implementation, mesh, interpret), problem, *vars(inputs).values())
+    answer = reference.divergence(problem, inputs)
+  else:
+    answer = fused(Plan(implementation, mesh, interpret), problem, *vars(inputs).values())
+  return answer if tokens else jax.tree.map(lambda array: array[:0] if array.ndim else array, answer)
 
 
 def scores(
@@ -156,6 +161,13 @@ def scores(
     mesh=mesh,
   )
   return Scores(**{field.name: getattr(answer, field.name) for field in dataclasses.fields(Scores)})
+
+
+def _with_one_token(inputs: Inputs) -> Inputs:
+  """Inputs of no token, with one: hidden states, weight and id 0."""
+  heads = {name: getattr(inputs, name) for name in ("student_head", "teacher_head")}
+  padded = jax.tree.map(lambda array: jnp.pad(array, [(0, 1)] + [(0, 0)] * (array.ndim - 1)), inputs)
+  return dataclasses.replace(padded, **heads)
 
 
 def _check_objective(problem: Problem, inputs: Inputs):

@@ -75,3 +75,15 @@ def test_sampled_ids_are_optional():
   assert answer.student_logprob is None and answer.overlap is None
   assert answer.loss.dtype == answer.per_token.dtype == jnp.float32
   np.testing.assert_allclose(answer.loss, (arrays["weights"] * answer.per_token).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [{}, {"implementation": "vocab_chunk"}, {"implementation": "reference"}]
+  + [{"implementation": kernel, "interpret": True} for kernel in ("pallas_tpu", "pallas_gpu")],
+)
+def test_no_tokens(arguments):
+  arrays = testing.random_inputs(4, tokens=0, vocab=20, widths=(16, 32))
+  got, d_hidden, d_head = testing.answer(arrays, kind="reverse_kl", vocab_size=20, **arguments)
+  assert got.loss == 0 and d_hidden.shape == (0, 16) and (d_head == 0).all()
+  assert got.per_token.shape == got.student_entropy.shape == got.teacher_logprob.shape == (0,)

@@ -2,8 +2,13 @@
 
     statistics   one program a (token tile, share of the vocabulary): z, y in registers -> row sums; with a gradient to
                  come also keeps z - m_s and (z - m_s) - (y - m_t), relative to the running maxima of their tile
-    gradients    `passes.gradients` on what was kept: the two large products are left to XLA's library calls, which no
-                 hand-written Triton product beats
+    gradients    `passes.gradients` on what was kept, no logits again: for each block of vocabulary one elementwise
+                 kernel reads the tiles and writes dz in the inputs' type, and two products make dH and dW of it
+
+The gradient side is XLA's on purpose. Its elementwise fusion of dz is what a Triton kernel of it would be; the products
+are plain [T, D] x [D, V] GEMMs, for which cuBLAS and XLA's own autotuned Triton use Hopper's wgmma and TMA, which
+Pallas's Triton lowering does not pipeline; and a fused kernel would compute dz twice, because no program can own both
+a block of dH (a sum over the vocabulary) and one of dW (a sum over tokens). dz of a block, 16 MB, stays in L2 between.
 
 Without a gradient only the kernel runs and nothing of [T, V] reaches memory. Triton reads no shared state between
 programs, so each writes the sums of its share and they are merged afterwards, as the devices of a mesh do.
@@ -20,6 +25,7 @@ from jax.experimental.pallas import triton as plgpu
 from opd_jax.divergence import formulas, passes, token_chunk
 from opd_jax.divergence.blocks import Blocks, cut, dot, is_short, squash
 from opd_jax.divergence.problem import MASKED, Inputs, Problem
+from opd_jax.divergence.tiles import H200, GpuTile
 
 _SIZES = token_chunk.Sizes(chunk_bytes=640 << 20, tokens=512, block=1 << 30)
 _GRADIENT_BLOCK = 8192
@@ -34,7 +40,7 @@ def rows_and_gradients(
   axis: str | None = None,
   *,
   interpret: bool = False,
-  tile: tuple[int, int, int] = (64, 128, 64),
+  tile: GpuTile = H200,
 ):
   """As `token_chunk.rows_and_gradients`, for the divergences over the full vocabulary.
 
@@ -44,7 +50,7 @@ def rows_and_gradients(
     wanted: whether the gradient of the student's hidden states and of its head are needed.
     axis: the mesh axis over which the vocabulary is split, inside a `shard_map`.
     interpret: True runs the kernel's interpreter, on any machine.
-    tile: (tokens, vocabulary rows, width) of a product, powers of two.
+    tile: of a product.
   """
   one_chunk = partial(_one_chunk, tile=tile, interpret=interpret)
   return token_chunk.over_chunks(problem, inputs, wanted=wanted, axis=axis, sizes=_SIZES, one_chunk=one_chunk)
@@ -72,7 +78,7 @@ def _power_of_two(most: int, value: int) -> int:
 def _statistics(problem: Problem, inputs: Inputs, blocks: Blocks, tile, keep: bool, interpret: bool):
   """(`Statistics` [T], what was kept, maxima [T, tiles], or None, rows of a tile)."""
   tokens, vocab = inputs.student_hidden.shape[0], blocks.rows
-  bt, bv = tile[0], _power_of_two(tile[1], vocab)
+  bt, bv = tile.tokens, _power_of_two(tile.rows, vocab)
   token_tiles, vocab_tiles = pl.cdiv(tokens, bt), pl.cdiv(vocab, bv)
   shares = max(1, min(vocab_tiles, _PROGRAMS // token_tiles))
   tiles_of_share = pl.cdiv(vocab_tiles, shares)
@@ -84,7 +90,7 @@ def _statistics(problem: Problem, inputs: Inputs, blocks: Blocks, tile, keep: bo
   def logits(hidden, head, first_token, first_row):
     """[bt, bv] products over the width, a slice of it at a time."""
     width = hidden.shape[1]
-    bk = next(size for size in (tile[2], 32, 16) if width % size == 0)
+    bk = next(size for size in (tile.width, 32, 16) if width % size == 0)
 
     def add_slice(k, sums):
       slice_k = pl.ds(k * bk, bk)

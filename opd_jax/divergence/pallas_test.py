@@ -10,9 +10,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from opd_jax.divergence import pallas_gpu, pallas_tpu, testing
 from opd_jax.divergence.problem import Inputs, Problem
+from opd_jax.divergence.tiles import GpuTile, TpuTile
 
-TPU = partial(pallas_tpu.rows_and_gradients, tile=(8, 128))
-GPU = partial(pallas_gpu.rows_and_gradients, tile=(16, 64, 16))
+TPU = partial(pallas_tpu.rows_and_gradients, tile=TpuTile(8, 128, 60 << 20, 2))
+GPU = partial(pallas_gpu.rows_and_gradients, tile=GpuTile(16, 64, 16))
 VOCAB = 300
 
 

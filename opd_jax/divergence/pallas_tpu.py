@@ -2,11 +2,16 @@
 
     statistics   grid (tokens, vocab): z, y in VMEM -> row sums; with a gradient to come also keeps, in HBM,
                  z - m_s and (z - m_s) - (y - m_t), relative to the running maxima of their tile
-    d_hidden     grid (tokens, vocab): kept tile -> dz -> dH += dz W
-    d_head       grid (vocab, tokens): kept tile -> dz -> dW += dz^T h, added to the sum over earlier chunks in place
+    gradients    grid (cores, vocab, tokens): kept tile -> dz -> dH += dz W, which stays in VMEM for the whole chunk, and
+                 dW += dz^T h, added to the sum over earlier chunks in place
+
+                      tokens ->                 the chunk's dH [tokens, Ds], float32, in VMEM
+      vocab  |---|---|  tile by tile,           core 0 and core 1 (v5p) walk a half of the vocabulary each and hold a
+        |    |---|---|  tokens fastest:         dH each; the two are added afterwards
+        v    |---|---|  a dW block is finished before the next one begins
 
 Without a gradient only the first kernel runs and nothing of [T, V] reaches HBM. A row's running sums live in the lanes
-of one (tokens, 128) scratch, because one-dimensional blocks do not tile. The vocabulary is never padded: the last tile
+of one (tokens, 128) block, because one-dimensional blocks do not tile. The vocabulary is never padded: the last tile
 reads past the head, and what it reads (anything, NaN too) is *selected* away, in both operands of a product over it.
 """
 
@@ -21,23 +26,13 @@ from jax.experimental.pallas import tpu as pltpu
 from opd_jax.divergence import formulas, passes, token_chunk
 from opd_jax.divergence.blocks import Blocks, cut, dot, is_short, squash, squash_slope
 from opd_jax.divergence.problem import MASKED, Inputs, Problem
+from opd_jax.divergence.tiles import TpuTile, tpu_generation, tpu_tile
 
 _LANES = 128
-# Scoped VMEM to ask for: v5p has 64 MiB in all, v5e and v6e 128.
-_VMEM_BYTES = 60 << 20
 # Of the elementwise pass that jsd makes over what was kept.
 _SECOND_PASS_BLOCK = 8192
 # What a chunk keeps is the largest temporary: 1024 tokens of 152k entries in bf16.
 _SIZES = token_chunk.Sizes(chunk_bytes=640 << 20, tokens=512, block=1 << 30)
-
-
-def tile_for(student_width: int, teacher_width: int, itemsize: int) -> tuple[int, int]:
-  """(tokens, vocabulary rows) of a tile: what two copies of both models' operands leave room for."""
-  for tokens, rows in ((512, 1024), (512, 512), (256, 512), (256, 256), (128, 128)):
-    operands = 2 * (tokens + rows) * (student_width + teacher_width) * itemsize
-    if operands + 6 * tokens * rows * 4 <= _VMEM_BYTES:
-      return tokens, rows
-  return 128, 128
 
 
 def rows_and_gradients(
@@ -47,7 +42,7 @@ def rows_and_gradients(
   axis: str | None = None,
   *,
   interpret: bool = False,
-  tile: tuple[int, int] | None = None,
+  tile: TpuTile | None = None,
 ):
   """As `token_chunk.rows_and_gradients`, for the divergences over the full vocabulary.
 
@@ -57,10 +52,12 @@ def rows_and_gradients(
     wanted: whether the gradient of the student's hidden states and of its head are needed.
     axis: the mesh axis over which the vocabulary is split, inside a `shard_map`.
     interpret: False on a TPU; True or `pltpu.InterpretParams()` elsewhere.
-    tile: (tokens, vocabulary rows) of a tile; None for `tile_for`.
+    tile: of the kernels; None for the one that the table has.
   """
-  widths = inputs.student_hidden.shape[1], inputs.teacher_hidden.shape[1]
-  tile = tile or tile_for(*widths, max(inputs.student_head.dtype.itemsize, inputs.teacher_head.dtype.itemsize))
+  if tile is None:
+    student, teacher = inputs.student_head, inputs.teacher_head
+    itemsize = max(student.dtype.itemsize, teacher.dtype.itemsize)
+    tile = tpu_tile(tpu_generation(), student.shape[1], teacher.shape[1], itemsize)
   one_chunk = partial(_one_chunk, tile=tile, interpret=interpret)
   return token_chunk.over_chunks(problem, inputs, wanted=wanted, axis=axis, sizes=_SIZES, one_chunk=one_chunk)
 
@@ -78,33 +75,33 @@ def _one_chunk(problem: Problem, inputs: Inputs, blocks: Blocks, d_head, want_hi
   if not want_gradient:
     return rows, None, None
   per_token = _packed_rows(inputs, blocks, gradient)
-  d_hidden = _d_hidden(call, kept, per_token) if want_hidden else None
-  return rows, d_hidden, _d_head(call, kept, per_token, d_head) if d_head is not None else None
+  return rows, *_gradients(call, kept, per_token, d_head, want_hidden)
 
 
 class _Call:
-  """The shapes that the three kernels share."""
+  """The shapes that the two kernels share."""
 
-  def __init__(self, problem: Problem, inputs: Inputs, blocks: Blocks, tile: tuple[int, int], interpret):
-    self.problem, self.inputs, self.interpret = problem, inputs, interpret
+  def __init__(self, problem: Problem, inputs: Inputs, blocks: Blocks, tile: TpuTile, interpret):
+    self.problem, self.inputs, self.tile, self.interpret = problem, inputs, tile, interpret
     self.tokens = inputs.student_hidden.shape[0]
-    self.bt, self.bv = min(tile[0], -(-self.tokens // 8) * 8), min(tile[1], -(-blocks.rows // 128) * 128)
+    self.bt, self.bv = min(tile.tokens, -(-self.tokens // 8) * 8), min(tile.rows, -(-blocks.rows // _LANES) * _LANES)
     self.vocab = blocks.rows
     self.grid = pl.cdiv(self.tokens, self.bt), pl.cdiv(blocks.rows, self.bv)
     # Under a mesh the last devices hold padding: how many of this one's rows are vocabulary is known at run time only.
     self.limit = jnp.minimum(blocks.rows, problem.vocab_size - blocks.first).reshape(1).astype(jnp.int32)
-    self.lanes = pl.cdiv(self.grid[1], _LANES) * _LANES  # a lane for the running maximum of each tile
 
-  def run(self, kernel, grid, in_specs, out_specs, out_shape, scratch=(), aliases=None, name=None):
+  def run(self, kernel, grid, in_specs, out_specs, out_shape, *, semantics, aliases=None, name):
     return pl.pallas_call(
       kernel,
       grid=grid,
       in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *in_specs],
       out_specs=out_specs,
       out_shape=out_shape,
-      scratch_shapes=scratch,
       input_output_aliases=aliases or {},
-      compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_VMEM_BYTES),
+      compiler_params=pltpu.CompilerParams(
+        dimension_semantics=semantics,
+        vmem_limit_bytes=self.tile.vmem_bytes,
+      ),
       interpret=self.interpret,
       name=name,
     )
@@ -124,13 +121,15 @@ def _named(kept) -> passes.Kept:
 
 
 def _statistics(call: _Call, keep: bool):
-  """(`Statistics` [T], what was kept: logits, as many of [T, V] as maxima of [T, lanes]; the student's first)."""
+  """(`Statistics` [T], what was kept: logits, as many of [T, V] as maxima of [T, tiles]; the student's first)."""
   problem, inputs, bt, bv = call.problem, call.inputs, call.bt, call.bv
   kept_dtype = jnp.bfloat16 if is_short(inputs) else jnp.float32
   tile = pl.BlockSpec((bt, bv), lambda i, j: (i, j)), jax.ShapeDtypeStruct((call.tokens, call.vocab), kept_dtype)
+  # A lane for the running maximum of each tile, 128 tiles a block.
+  lanes = pl.cdiv(call.grid[1], _LANES) * _LANES
   maxima = (
-    pl.BlockSpec((bt, call.lanes), lambda i, j: (i, 0)),
-    jax.ShapeDtypeStruct((call.tokens, call.lanes), jnp.float32),
+    pl.BlockSpec((bt, _LANES), lambda i, j: (i, j // _LANES)),
+    jax.ShapeDtypeStruct((call.tokens, lanes), jnp.float32),
   )
   sums = pl.BlockSpec((bt, _LANES), lambda i, j: (i, 0)), jax.ShapeDtypeStruct((call.tokens, _LANES), jnp.float32)
   outputs = [sums]
@@ -158,7 +157,7 @@ def _statistics(call: _Call, keep: bool):
       kept = _named(kept)
       z = z - seen.student_max
       kept.student[...] = z.astype(kept_dtype)
-      here = lax.broadcasted_iota(jnp.int32, kept.student_max.shape, 1) == j
+      here = lax.broadcasted_iota(jnp.int32, kept.student_max.shape, 1) == j % _LANES
       kept.student_max[...] = jnp.where(here, seen.student_max, kept.student_max[...])
       if problem.is_dense:
         kept.difference[...] = (z - (y - seen.teacher_max)).astype(kept_dtype)
@@ -173,7 +172,8 @@ def _statistics(call: _Call, keep: bool):
   arrays = inputs.student_hidden, inputs.student_head, inputs.teacher_hidden, inputs.teacher_head
   in_specs = [spec(array) for spec, array in zip((hidden, head, hidden, head), arrays)]
   specs, shapes = zip(*outputs)
-  run = call.run(kernel, call.grid, in_specs, specs, shapes, name="divergence_statistics")
+  semantics = ("parallel", "arbitrary")
+  run = call.run(kernel, call.grid, in_specs, specs, shapes, semantics=semantics, name="divergence_statistics")
   sums, *kept = run(call.limit, *arrays)
   return formulas.Statistics(*(sums[:, k] for k in range(7))), kept
 
@@ -200,11 +200,11 @@ def _tile_gradient(call: _Call, j, limit, rows, kept) -> jax.Array:
   problem = call.problem
   row, kept = {name: rows[:, name : name + 1] for name in range(8)}, _named(kept)
   student = formulas.Normaliser(row[_STUDENT_MAX], row[_STUDENT_LOG])
-  student_offset = (_lane(kept.student_max[...], j) - student.max) - student.log
+  student_offset = (_lane(kept.student_max[...], j % _LANES) - student.max) - student.log
   log_p = kept.student[...].astype(jnp.float32) + student_offset
   column = j * call.bv + lax.broadcasted_iota(jnp.int32, log_p.shape, 1)
   if problem.is_dense:
-    teacher_offset = (_lane(kept.teacher_max[...], j) - row[_TEACHER_MAX]) - row[_TEACHER_LOG]
+    teacher_offset = (_lane(kept.teacher_max[...], j % _LANES) - row[_TEACHER_MAX]) - row[_TEACHER_LOG]
     d = kept.difference[...].astype(jnp.float32) + (student_offset - teacher_offset)
     dz = formulas.dense_gradient(problem, row[_CENTRE], log_p, d)
   else:
@@ -214,66 +214,61 @@ def _tile_gradient(call: _Call, j, limit, rows, kept) -> jax.Array:
   return jnp.where(column < limit[0], dz * row[_WEIGHT], 0)
 
 
-def _kept_specs(call: _Call, kept, token_axis: int):
-  """Specs of the per-token rows and of what was kept, for a grid whose axis `token_axis` is the tokens."""
+def _gradients(call: _Call, kept, per_token: jax.Array, d_head: jax.Array | None, want_hidden: bool):
+  """(d_hidden [T, Ds] float32 or None, `d_head` with this chunk's share added, in place, or None)."""
+  hidden, head, width = call.inputs.student_hidden, call.inputs.student_head, call.inputs.student_head.shape[1]
+  (token_tiles, vocab_tiles), bt, bv, cores = call.grid, call.bt, call.bv, call.tile.cores
+  tiles_of_core, padded = pl.cdiv(vocab_tiles, cores), token_tiles * bt
 
-  def tile(*ids):
-    return ids[token_axis], ids[1 - token_axis]
+  def kernel(limit, rows, hidden, head, *refs):
+    kept, outputs = refs[: len(refs) - len(outs)], list(refs[len(refs) - len(outs) :])
+    if d_head is not None:
+      earlier, *kept = kept
+      d_head_out = outputs.pop()
+    step, i = pl.program_id(1), pl.program_id(2)
+    j = pl.program_id(0) * tiles_of_core + step
 
-  def by_token(*ids):
-    return ids[token_axis], 0
-
-  tiles, maxima = pl.BlockSpec((call.bt, call.bv), tile), pl.BlockSpec((call.bt, call.lanes), by_token)
-  return [pl.BlockSpec((call.bt, _LANES), by_token)] + [tiles] * (len(kept) // 2) + [maxima] * (len(kept) // 2)
-
-
-def _d_hidden(call: _Call, kept, per_token: jax.Array) -> jax.Array:
-  """[T, Ds] float32."""
-  head, width = call.inputs.student_head, call.inputs.student_head.shape[1]
-
-  def kernel(limit, head, rows, *kept_and_out):
-    *kept, out = kept_and_out
-    j = pl.program_id(1)
-    dz = _tile_gradient(call, j, limit, rows, kept).astype(call.inputs.student_hidden.dtype)
-    held = j * call.bv + lax.broadcasted_iota(jnp.int32, head.shape, 0) < limit[0]
-    share = dot(dz, jnp.where(held, head[...], 0), (1, 0), jnp.float32)
-
-    @pl.when(j == 0)
+    @pl.when(j < vocab_tiles)
     def _():
-      out[...] = share
+      dz = _tile_gradient(call, j, limit, rows, kept)
+      if want_hidden:
+        held = j * bv + lax.broadcasted_iota(jnp.int32, head.shape, 0) < limit[0]
+        share = dot(dz.astype(hidden.dtype), jnp.where(held, head[...], 0), (1, 0), jnp.float32)
+        here = pl.ds(pl.multiple_of(i * bt, bt), bt)
+        outputs[0][here, :] = jnp.where(step == 0, 0, outputs[0][here, :]) + share
+      if d_head is not None:
+        # Rows past the tokens hold anything.
+        dz = jnp.where(i * bt + lax.broadcasted_iota(jnp.int32, dz.shape, 0) < call.tokens, dz, 0)
+        held = i * bt + lax.broadcasted_iota(jnp.int32, hidden.shape, 0) < call.tokens
+        share = dot(dz.astype(hidden.dtype), jnp.where(held, hidden[...], 0), (0, 0), jnp.float32)
+        d_head_out[...] = jnp.where(i == 0, earlier[...], d_head_out[...]) + share
 
-    @pl.when(j > 0)
-    def _():
-      out[...] += share
+  def tile(core, step):
+    # The last core may have a tile less: it stays on the last one, and does nothing.
+    return jnp.minimum(core * tiles_of_core + step, vocab_tiles - 1)
 
-  in_specs = [pl.BlockSpec((call.bv, width), lambda i, j: (j, 0)), *_kept_specs(call, kept, token_axis=0)]
-  out = pl.BlockSpec((call.bt, width), lambda i, j: (i, 0)), jax.ShapeDtypeStruct((call.tokens, width), jnp.float32)
-  return call.run(kernel, call.grid, in_specs, *out, name="divergence_d_hidden")(call.limit, head, per_token, *kept)
-
-
-def _d_head(call: _Call, kept, per_token: jax.Array, d_head: jax.Array) -> jax.Array:
-  """[Vs, Ds] float32: `d_head` with this chunk's share added, in place."""
-  hidden, width = call.inputs.student_hidden, call.inputs.student_hidden.shape[1]
-
-  def kernel(limit, hidden, earlier, rows, *kept_and_out):
-    *kept, out = kept_and_out
-    j, i = pl.program_id(0), pl.program_id(1)
-    dz = _tile_gradient(call, j, limit, rows, kept)
-    # Rows past the tokens hold anything.
-    dz = jnp.where(i * call.bt + lax.broadcasted_iota(jnp.int32, dz.shape, 0) < call.tokens, dz, 0).astype(hidden.dtype)
-    held = i * call.bt + lax.broadcasted_iota(jnp.int32, hidden.shape, 0) < call.tokens
-    share = dot(dz, jnp.where(held, hidden[...], 0), (0, 0), jnp.float32)
-
-    @pl.when(i == 0)
-    def _():
-      out[...] = earlier[...] + share
-
-    @pl.when(i > 0)
-    def _():
-      out[...] += share
-
-  block = pl.BlockSpec((call.bv, width), lambda j, i: (j, 0))
-  in_specs = [pl.BlockSpec((call.bt, width), lambda j, i: (i, 0)), block, *_kept_specs(call, kept, token_axis=1)]
-  shape = jax.ShapeDtypeStruct(d_head.shape, jnp.float32)
-  run = call.run(kernel, call.grid[::-1], in_specs, block, shape, aliases={2: 0}, name="divergence_d_head")
-  return run(call.limit, hidden, d_head, per_token, *kept)
+  token_block = pl.BlockSpec((bt, width), lambda core, step, i: (i, 0))
+  vocab_block = pl.BlockSpec((bv, width), lambda core, step, i: (tile(core, step), 0))
+  kept_block = pl.BlockSpec((bt, bv), lambda core, step, i: (i, tile(core, step)))
+  maxima_block = pl.BlockSpec((bt, _LANES), lambda core, step, i: (i, tile(core, step) // _LANES))
+  in_specs = [pl.BlockSpec((bt, _LANES), lambda core, step, i: (i, 0)), token_block, vocab_block]
+  arrays, outs, aliases = [per_token, hidden, head], [], {}
+  if want_hidden:
+    spec = pl.BlockSpec((padded, width), lambda core, step, i: (core, 0), pipeline_mode=pl.Buffered(1))
+    outs.append((spec, jax.ShapeDtypeStruct((cores * padded, width), jnp.float32)))
+  if d_head is not None:
+    aliases = {1 + len(arrays): len(outs)}
+    in_specs.append(vocab_block)
+    arrays.append(d_head)
+    outs.append((vocab_block, jax.ShapeDtypeStruct(d_head.shape, jnp.float32)))
+  half = len(kept) // 2
+  in_specs += [kept_block] * half + [maxima_block] * half
+  specs, shapes = zip(*outs)
+  semantics = ("parallel", "arbitrary", "arbitrary")
+  grid = cores, tiles_of_core, token_tiles
+  run = call.run(
+    kernel, grid, in_specs, specs, shapes, semantics=semantics, aliases=aliases, name="divergence_gradients"
+  )
+  results = run(call.limit, *arrays, *kept)
+  d_hidden = results[0].reshape(cores, padded, width).sum(axis=0)[: call.tokens] if want_hidden else None
+  return d_hidden, results[-1] if d_head is not None else None

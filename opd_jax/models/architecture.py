@@ -156,7 +156,7 @@ class Architecture:
       **({} if _FAMILIES[self.model_type].qkv_bias else {"attention_bias": self.qkv_bias}),
       **self.rope.to_config(),
       "bos_token_id": self.bos_id,
-      "eos_token_id": eos or None,
+      "eos_token_id": None if eos == [] else eos,
     }
 
 

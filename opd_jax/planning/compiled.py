@@ -8,12 +8,13 @@ import time
 import jax
 from jax.extend.core import jaxprs_in_params
 
+from opd_jax.distributed.topologies import Topology
 from opd_jax.planning.hlo import Work, read_work
 from opd_jax.planning.programs import Program
 from opd_jax.programs import ProgramTable
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_NEEDED = re.compile(r"(?:Used|temporaries \()\s*([\d.]+)([KMGT]?)")
+_NEEDED = re.compile(r"(?:Used |\()([\d.]+)([KMGT]?)(?:\) exceeds| of )")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,9 @@ class CompiledProgram:
   too_large: bool
 
 
-def compile_program(table: ProgramTable, program: Program, chips: int, hertz: float | None) -> CompiledProgram:
+def compile_program(table: ProgramTable, program: Program, topology: Topology) -> CompiledProgram:
   """Compiles `program` for the table's mesh. A program too large for its chip is a result, not an error."""
+  chips, hertz = topology.chips, topology.hertz
   argument_bytes = bytes_on_chip(program.arguments)
   batch_bytes = bytes_on_chip(program.batch)
   traced = table.trace(program.name, program.bucket, *program.arguments)
@@ -56,7 +58,9 @@ def compile_program(table: ProgramTable, program: Program, chips: int, hertz: fl
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    refused = refused_program(table, program, chips, max(0, _needed(str(error)) - argument_bytes))
+    # Whatever the message says, it is more than the chip has.
+    needed = max(_needed(str(error)), topology.hbm_bytes + 1)
+    refused = refused_program(table, program, chips, needed - argument_bytes)
     return dataclasses.replace(refused, compile_seconds=time.perf_counter() - started)
   seconds = time.perf_counter() - started
   memory = compiled.memory_analysis()

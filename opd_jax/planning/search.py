@@ -76,7 +76,7 @@ class Search:
     for machine in (topology, *topology.larger()):
       for changed in self._layouts(config, machine):
         mended = self._mend_here(changed, machine)
-        if mended:
+        if mended and (mended, machine) != (config, topology):
           return Candidate(mended, machine)
     return None
 

@@ -143,7 +143,7 @@ def _compiled(
       rows.append(refused_program(table, program, topology.chips, modelled.fixed + modelled.rows))
     else:
       say(f"compiling {program.label} at bucket {program.bucket} for {topology.name}")
-      rows.append(compile_program(table, program, topology.chips, topology.hertz))
+      rows.append(compile_program(table, program, topology))
   return rows
 
 

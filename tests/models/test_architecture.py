@@ -111,3 +111,5 @@ def test_written_config_reads_back_the_same_here_and_in_transformers(family):
   assert Architecture.from_config(written, "x") == architecture and hash(architecture)
   theirs = AutoConfig.for_model(**written).to_dict()
   assert Architecture.from_config(theirs, "x") == architecture
+  for ids in (0, None):  # an id of 0 is an id
+    assert read(family, eos_token_id=ids).to_config()["eos_token_id"] == ids
