@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 
 # Read when jax and libtpu start: parallel processes may load libtpu, nothing asks a metadata server or writes a log.
 _ENVIRONMENT = {
@@ -67,11 +66,11 @@ def main(arguments: list[str]) -> int:
   def loss(*arrays):
     return divergence(*arrays, kind="reverse_kl", implementation=implementation).loss
 
-  around = nullcontext()
-  if target == "h200":  # Pallas needs to know the GPU while it traces
-    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
-    types = (jax.sharding.AxisType.Auto,)
-    around = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), types, abstract_device=device))
+  # The kernels take their tiles from the device that is traced for.
+  kind, cores = topology.devices[0].device_kind, getattr(topology.devices[0], "num_cores", 132)
+  device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=cores, platform=topology.devices[0].platform)
+  types = (jax.sharding.AxisType.Auto,)
+  around = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), types, abstract_device=device))
   with around:
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     compiled = step.lower(*student, *teacher, array(tokens, dtype=jnp.float32)).compile()

@@ -2,8 +2,8 @@
 
     statistics   grid (tokens, vocab): z, y in VMEM -> row sums; with a gradient to come also keeps, in HBM,
                  z - m_s and (z - m_s) - (y - m_t), relative to the running maxima of their tile
-    gradients    grid (cores, vocab, tokens): kept tile -> dz -> dH += dz W, which stays in VMEM for the whole chunk, and
-                 dW += dz^T h, added to the sum over earlier chunks in place
+    gradients    grid (cores, vocab, tokens): kept tile -> dz -> dH += dz W, which stays in VMEM for the whole chunk,
+                 and dW += dz^T h, added to the sum over earlier chunks in place
 
                       tokens ->                 the chunk's dH [tokens, Ds], float32, in VMEM
       vocab  |---|---|  tile by tile,           core 0 and core 1 (v5p) walk a half of the vocabulary each and hold a
@@ -217,8 +217,9 @@ def _tile_gradient(call: _Call, j, limit, rows, kept) -> jax.Array:
 def _gradients(call: _Call, kept, per_token: jax.Array, d_head: jax.Array | None, want_hidden: bool):
   """(d_hidden [T, Ds] float32 or None, `d_head` with this chunk's share added, in place, or None)."""
   hidden, head, width = call.inputs.student_hidden, call.inputs.student_head, call.inputs.student_head.shape[1]
-  (token_tiles, vocab_tiles), bt, bv, cores = call.grid, call.bt, call.bv, call.tile.cores
-  tiles_of_core, padded = pl.cdiv(vocab_tiles, cores), token_tiles * bt
+  (token_tiles, vocab_tiles), bt, bv = call.grid, call.bt, call.bv
+  tiles_of_core, padded = pl.cdiv(vocab_tiles, call.tile.cores), token_tiles * bt
+  cores = pl.cdiv(vocab_tiles, tiles_of_core)  # none without a tile: its dH would stay unwritten
 
   def kernel(limit, rows, hidden, head, *refs):
     kept, outputs = refs[: len(refs) - len(outs)], list(refs[len(refs) - len(outs) :])

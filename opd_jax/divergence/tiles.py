@@ -1,10 +1,9 @@
 """Block sizes of the kernels: one table by accelerator generation and widths.
 
-                    rows (vocabulary)
-           |------------------------|
-    tokens |  logits of both models |   beside it, in VMEM: both models' operands in the statistics; the student's head
-           |------------------------|   and two float32 blocks of its gradient, all twice, and d_hidden of a chunk in the
-                                        gradients
+              rows (vocabulary)        beside a tile, in VMEM, on a TPU:
+           |---------------------|     statistics   the operands of both models, twice
+    tokens |  a tile of logits   |     gradients    the student's operands and two float32 blocks of dW, twice, and
+           |---------------------|                  the float32 dH of a whole chunk
 
 The size of the vocabulary changes only how many tiles there are: one larger than what a device holds of it is cut to
 that by the kernel. Sizes were chosen by the TPU
