@@ -169,6 +169,39 @@ def summary(curves: dict[tuple[str, str, int], Curve], seeds: int) -> list[dict]
   return rows
 
 
+def mean_curve(curves: dict[tuple[str, str, int], Curve], variant: str, method: str, seeds: int) -> Curve:
+  """The mean over seeds at each evaluated step: one run more, as it were, with less luck in it."""
+  runs = [curves[variant, method, seed] for seed in range(seeds)]
+
+  def mean(name: str) -> list[float]:
+    return [statistics.fmean(values) for values in zip(*(getattr(run, name) for run in runs))]
+
+  compile_seconds = statistics.fmean(run.cpu_seconds_compile for run in runs)
+  teacher = statistics.fmean(run.teacher for run in runs)
+  return Curve(runs[0].steps, mean("accuracy"), mean("tokens"), mean("cpu_seconds"), compile_seconds, teacher)
+
+
+def mean_table(curves: dict[tuple[str, str, int], Curve], seeds: int) -> str:
+  """Markdown: where the mean curve of each method reaches the target, which is taken from OPD's mean curve."""
+  lines = ["| task | method | step | tokens | of OPD's | CPU-s | of OPD's |\n|" + "---|" * 7]
+  for variant in VARIANTS:
+    opd = mean_curve(curves, variant, "OPD", seeds)
+    target = SHARE * opd.accuracy[-1]
+    opd_at = opd.reached(target)
+    for method in METHODS:
+      curve = mean_curve(curves, variant, method, seeds)
+      at = curve.reached(target)
+      if at is None:
+        lines.append(f"| {variant} | {method} | never | - | - | - | - |")
+        continue
+      tokens, seconds = curve.tokens[at], curve.cpu_seconds[at]
+      lines.append(
+        f"| {variant} | {method} | {curve.steps[at]} | {tokens:,.0f} | {tokens / opd.tokens[opd_at]:.2f} "
+        f"| {seconds:.1f} | {seconds / opd.cpu_seconds[opd_at]:.2f} |"
+      )
+  return "\n".join(lines)
+
+
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
   error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
   return statistics.fmean(values), error
@@ -211,9 +244,8 @@ def draw(curves: dict[tuple[str, str, int], Curve], seeds: int, path: Path) -> N
       runs = [curves[variant, method, seed] for seed in range(seeds)]
       for run in runs:
         ax.plot(run.tokens[1:], [100 * a for a in run.accuracy[1:]], color=color, alpha=0.25, linewidth=0.8)
-      tokens = [statistics.fmean(values) for values in zip(*(run.tokens for run in runs))]
-      accuracy = [100 * statistics.fmean(values) for values in zip(*(run.accuracy for run in runs))]
-      ax.plot(tokens[1:], accuracy[1:], color=color, linewidth=2, label=method)
+      mean = mean_curve(curves, variant, method, seeds)
+      ax.plot(mean.tokens[1:], [100 * a for a in mean.accuracy[1:]], color=color, linewidth=2, label=method)
     before = statistics.fmean(curves[variant, "OPD", seed].accuracy[0] for seed in range(seeds))
     teacher = statistics.fmean(curves[variant, "OPD", seed].teacher for seed in range(seeds))
     for level, name in ((before, "student before"), (teacher, "teacher")):
@@ -233,7 +265,8 @@ def main(_: Sequence[str]) -> None:
   keys = [(variant, method, seed) for variant in VARIANTS for method in METHODS for seed in range(seeds)]
   curves = {key: read(root, *key) for key in keys}
   rows = summary(curves, seeds)
-  text = table(rows)
+  text = f"Each seed against its own OPD run, mean ± standard error over {seeds} seeds:\n\n{table(rows)}\n\n"
+  text += f"The mean curves against OPD's mean curve, where they reach 95 % of its end:\n\n{mean_table(curves, seeds)}"
   out = Path(_OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)
   out.with_suffix(".md").write_text(text + "\n")

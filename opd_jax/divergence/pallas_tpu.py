@@ -31,8 +31,8 @@ from opd_jax.divergence.tiles import TpuTile, tpu_generation, tpu_tile
 _LANES = 128
 # Of the elementwise pass that jsd makes over what was kept.
 _SECOND_PASS_BLOCK = 8192
-# What a chunk keeps is the largest temporary: 1024 tokens of 152k entries in bf16.
-_SIZES = token_chunk.Sizes(chunk_bytes=640 << 20, tokens=512, block=1 << 30)
+# What a chunk keeps is the largest temporary: 1024 tokens of 152k entries in bf16. Its dH lies in VMEM.
+_SIZES = token_chunk.Sizes(chunk_bytes=640 << 20, tokens=512, block=1 << 30, most_tokens=1024)
 
 
 def rows_and_gradients(

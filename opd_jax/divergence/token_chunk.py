@@ -25,16 +25,17 @@ from opd_jax.divergence.problem import Inputs, Problem
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """How the work is cut: bytes that a chunk may keep, the multiple of its tokens, rows of a block of the head."""
+  """How the work is cut."""
 
-  chunk_bytes: int
-  tokens: int
-  block: int
+  chunk_bytes: int  # that a chunk may keep
+  tokens: int  # whose multiple a chunk is at most
+  block: int  # rows of a block of the head
+  most_tokens: int = 1 << 30  # in a chunk, however small the vocabulary
 
   def chunk(self, tokens: int, vocab_size: int, itemsize: int) -> int:
     """Tokens in a chunk: equal chunks of at most what the bytes hold (of `tokens` at least)."""
     most = max(self.chunk_bytes // (2 * vocab_size * itemsize) // self.tokens, 1) * self.tokens
-    return -(-tokens // -(-tokens // most))
+    return -(-tokens // -(-tokens // min(most, self.most_tokens)))
 
 
 # A block of a CPU's chunk stays in its cache; an accelerator wants few, large products.
