@@ -8,7 +8,6 @@ A mesh of devices gives arguments to compile for; an AbstractMesh, which has siz
 """
 
 import dataclasses
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from opd_jax.models import Architecture, Model, parameter_table, read_architectu
 from opd_jax.models.parameters import nested
 from opd_jax.programs import ProgramTable
 from opd_jax.rollout import Rollout
-from opd_jax.training.run import check_rows
+from opd_jax.training.run import check_heads, check_rows
 from opd_jax.training.state import TrainState, abstract_state, make_optimizer
 from opd_jax.training.step import define_programs
 
@@ -100,12 +99,7 @@ def abstract_mesh(config: Config, chips: int) -> AbstractMesh:
 def check_mesh(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> None:
   """Raises InputError where rows do not divide over the mesh, or query heads over its `tensor` axis."""
   check_rows(config, mesh)
-  for role, architecture in (("student", models.student), ("teacher", models.teacher)):
-    if architecture.heads % mesh.shape["tensor"]:
-      raise InputError(
-        f"the {role} has {architecture.heads} query heads, which do not split over mesh.tensor={mesh.shape['tensor']}: "
-        f"make it a divisor of {math.gcd(models.student.heads, models.teacher.heads)}"
-      )
+  check_heads(models.student, models.teacher, mesh)
 
 
 def abstract_models(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> tuple[TrainState, Model]:

@@ -6,11 +6,13 @@ for and not there yet.
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from jax.sharding import AbstractMesh, Mesh
 
 from opd_jax import arithmetic, models
 from opd_jax import config as configs
@@ -21,6 +23,7 @@ from opd_jax.errors import InputError
 from opd_jax.evaluation.evaluator import Evaluator
 from opd_jax.evaluation.evaluator import define_programs as define_evaluation
 from opd_jax.horizon import Horizon
+from opd_jax.models import Architecture
 from opd_jax.pair import Pair, open_pair
 from opd_jax.programs import ProgramTable
 from opd_jax.telemetry.workdir import read_config
@@ -47,7 +50,7 @@ class Run:
 
   config: Config
   workdir: Path
-  mesh: jax.sharding.Mesh
+  mesh: Mesh
   pair: Pair
   student_path: str
   teacher_path: str
@@ -75,6 +78,7 @@ def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.D
     arithmetic.outline(path) for path in (c.student.path, c.teacher.path, c.data.path, c.eval.path)
   )
   pair = open_pair(student_path, teacher_path)
+  check_heads(pair.student, pair.teacher, mesh)
   read = {"tokenizer": pair.tokenizer, "max_prompt": c.rollout.max_prompt, "chat": c.data.chat}
   prompts = read_prompts(
     data_path, prompt_field=c.data.prompt_field, answer_field=c.data.answer_field, limit=c.data.limit, **read
@@ -96,7 +100,7 @@ def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.D
   return Run(c, workdir, mesh, pair, student_path, teacher_path, prompts, evaluator, c.horizon.build(), table)
 
 
-def check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
+def check_rows(config: Config, mesh: Mesh | AbstractMesh) -> None:
   """Rows are split over data and fsdp: what is split must divide."""
   parts = mesh.shape["data"] * mesh.shape["fsdp"]
   rows = {
@@ -108,6 +112,16 @@ def check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
     if count % parts:
       raise InputError(
         f"{name} is {count}, which does not divide over mesh.data x mesh.fsdp = {parts}: make it a multiple of {parts}"
+      )
+
+
+def check_heads(student: Architecture, teacher: Architecture, mesh: Mesh | AbstractMesh) -> None:
+  """Raises InputError where query heads do not split over the mesh's `tensor` axis."""
+  for role, architecture in (("student", student), ("teacher", teacher)):
+    if architecture.heads % mesh.shape["tensor"]:
+      raise InputError(
+        f"the {role} has {architecture.heads} query heads, which do not split over mesh.tensor={mesh.shape['tensor']}: "
+        f"make it a divisor of {math.gcd(student.heads, teacher.heads)}"
       )
 
 

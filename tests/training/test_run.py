@@ -171,6 +171,7 @@ def test_eight_devices_take_the_steps_of_one(evaluated, whole, tmp_path):
   [
     (["--config.mesh.data=3"], "does not multiply"),
     (["--config.optimizer.micro_batches=4"], "micro-batch is 2.*multiple of 8"),
+    (["--config.mesh.fsdp=1", "--config.mesh.tensor=8"], "4 query heads.*divisor of 4"),
     (["--config.rollout.max_prompt=2"], "shortest"),
     (["--config.data.prompt_field=promt"], "prompt"),
     (["--config.data.path=/nowhere/x.jsonl"], "does not exist"),
