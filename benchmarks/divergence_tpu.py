@@ -11,9 +11,13 @@ the prologue, which makes this an overestimate). Of a tile, the time is the long
     the products at peak       the schedule waits for no busy matrix unit, and can come out shorter than this
 
 and of a step the sum over tiles, plus what XLA does around the kernels (zeroing and rounding the head's gradient).
+
+Then the op on a whole slice (--slice, in shard_map over (data, tensor)), compiled: what a chip holds, and how often the
+chips talk.
 """
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -29,6 +33,8 @@ from opd_jax.divergence.tiles import tpu_tile
 
 _TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"], "TPU topologies")
 _SHAPE = flags.DEFINE_enum("shape", "qwen3_1.7b_from_8b", list(SHAPES), "sizes of the call")
+_SLICE = flags.DEFINE_string("slice", "v5e:16x16", "TPU topology of the op in shard_map")
+_TENSOR = flags.DEFINE_integer("tensor", 16, "chips of it along the vocabulary")
 _OUT = flags.DEFINE_string("out", None, "file for the table")
 
 # Tokens whose kept values are in memory at a time (pallas_tpu).
@@ -95,6 +101,29 @@ def row(topology: str, shape) -> str:
   return f"| {topology} | {' | '.join(cells)} | {total * 1e3:.0f} | {floor * 1e3:.0f} | {floor / total:.2f} |"
 
 
+def slice_lines(shape) -> list[str]:
+  """The table of the op in shard_map; `shape.tokens` are those of each data shard."""
+  lines = [
+    f"Compiled for {_SLICE.value} in shard_map, mesh (data, tensor), {shape.tokens} tokens a data shard. Of one chip:",
+    "",
+    "| data x tensor | implementation | compile s | kernels | collectives | temporaries MiB | dW MiB of it |",
+    "|---|---|---|---|---|---|---|",
+  ]
+  chips = math.prod(map(int, _SLICE.value.split(":")[1].split("x")))
+  data, tensor = chips // _TENSOR.value, _TENSOR.value
+  d_head = 4 * math.ceil(shape.vocab / tensor) * shape.student_width / 2**20
+  for implementation in ("pallas_tpu", "token_chunk"):
+    sizes = (data * shape.tokens, shape.vocab, shape.student_width, shape.teacher_width, tensor)
+    command = [sys.executable, "-m", "opd_jax.divergence.aot", _SLICE.value, implementation, *map(str, sizes)]
+    report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    talk = ", ".join(f"{count} {name}" for name, count in report["collectives"].items())
+    lines.append(
+      f"| {data} x {tensor} | {implementation} | {report['trace_and_compile_seconds']} | {report['custom_calls']} "
+      f"| {talk} | {report['temporary_bytes'] / 2**20:.0f} | {d_head:.0f} |"
+    )
+  return lines
+
+
 def main(_):
   import jax
 
@@ -109,6 +138,8 @@ def main(_):
     "| topology | tile | statistics | gradients | predicted ms | 4-unit floor ms | floor / predicted |",
     "|---|---|---|---|---|---|---|",
     *(row(topology, shape) for topology in _TOPOLOGIES.value),
+    "",
+    *slice_lines(shape),
   ]
   text = "\n".join(lines) + "\n"
   print(text)
