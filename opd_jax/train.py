@@ -21,7 +21,6 @@ from opd_jax.training import open_run, train
 
 
 def main(config: Config) -> None:
-  join_cluster()
   jax.config.update("jax_debug_nans", config.debug.nans)
   run = open_run(config, command_line.workdir())
   use_compilation_cache(run.workdir / "compilation_cache")
@@ -35,5 +34,11 @@ def main(config: Config) -> None:
     print(f"report     {report}")
 
 
+def start(config: Config) -> None:
+  """`main` of a process of its own: jax wants to hear of a cluster before it is used for anything."""
+  join_cluster()
+  main(config)
+
+
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run(start)

@@ -10,7 +10,6 @@ import sys
 import time
 
 import numpy as np
-import pytest
 
 
 def start(config, workdir, *flags, devices=1, cluster=None):
@@ -97,23 +96,20 @@ def test_a_lost_process_ends_the_other_within_a_minute(tiny_config, tmp_path):
       process.kill()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_saves_the_step_and_the_same_command_goes_on(tiny_config, tmp_path, processes):
+def test_sigterm_saves_the_step_and_the_same_command_goes_on(tiny_config, tmp_path):
+  """Of two processes one is told and both stop: tests/launch, through launch/local_processes.sh."""
+
   def begin(steps):
-    flags = [*MESH, f"--config.steps={steps}", "--config.checkpoint.every=100000"]
-    if processes == 2:
-      return start_pair(tiny_config, tmp_path, *flags)
-    return [start(tiny_config, tmp_path, *flags, devices=8)]
+    return start(tiny_config, tmp_path, f"--config.steps={steps}", "--config.checkpoint.every=100000")
 
   running = begin(100_000)
-  wait_for_rows(tmp_path, 2, running)
-  running[-1].send_signal(signal.SIGTERM)  # one process is told; all must stop at the same step
-  for process in running:
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 75, out
+  wait_for_rows(tmp_path, 2, [running])
+  running.send_signal(signal.SIGTERM)
+  out, _ = running.communicate(timeout=120)
+  assert running.returncode == 75, out
   done = len(rows(tmp_path))
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(done)]
-  for process in begin(done + 1):
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
+  again = begin(done + 1)
+  out, _ = again.communicate(timeout=300)
+  assert again.returncode == 0, out
   assert [row["step"] for row in rows(tmp_path)] == list(range(1, done + 2))
