@@ -17,6 +17,17 @@ class InputError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-  """' (did you mean `x`?)' for the known name closest to `name`, or '' where none is close."""
-  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+  """' (did you mean `x`?)' for the known name closest to `name`, or '' where none is close.
+
+  An abbreviation counts as close to what it shortens: `lr` to `learning_rate`.
+  """
+  known = list(known)
+  close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  close += [each for each in known if name[:1] == each[:1] and _abbreviates(name, each)]
   return f" (did you mean `{close[0]}`?)" if close else ""
+
+
+def _abbreviates(short: str, whole: str) -> bool:
+  """Whether the letters of `short` come in this order in `whole`."""
+  letters = iter(whole)
+  return all(letter in letters for letter in short)

@@ -106,6 +106,7 @@ def test_damaged_model_folders(shell, tiny_config, student, tmp_path, damage):
     ("--config.data.prompt_field=promt", ["promt", "prompt"]),
     ("--config.rollout.max_prompt=3", ["short enough"]),
     ("--config.student.path=arithmetic:unifrom/student", ["uniform"]),
+    ("--config.eval.path=README.md --config.eval.grader=gsm9k", ["gsm9k", "`gsm8k`"]),
     ("--wrkdir=x", ["wrkdir"]),
     ("extra", ["extra"]),
   ],

@@ -35,6 +35,12 @@ _GRACE_SECONDS = 30.0  # a worker that does not even report its fork's timeout b
 _log = logging.getLogger(__name__)
 
 
+def check_kind(kind: str) -> None:
+  """Raises InputError, the nearest named, where there is no grader called `kind`."""
+  if kind not in _graders:
+    raise InputError(f"unknown grader `{kind}`{nearest(kind, _graders)}; known: {', '.join(_graders)}")
+
+
 def grade(kind: str, response: str, answer: str) -> bool:
   """Whether a response reaches the reference answer.
 
@@ -49,8 +55,7 @@ def grade(kind: str, response: str, answer: str) -> bool:
   Raises:
     InputError: unknown kind, the nearest is named.
   """
-  if kind not in _graders:
-    raise InputError(f"unknown grader `{kind}`{nearest(kind, _graders)}; known: {', '.join(_graders)}")
+  check_kind(kind)
   return bool(answer.strip()) and _graders[kind](response, answer)
 
 

@@ -22,6 +22,7 @@ from opd_jax.distributed import make_mesh
 from opd_jax.errors import InputError
 from opd_jax.evaluation.evaluator import Evaluator
 from opd_jax.evaluation.evaluator import define_programs as define_evaluation
+from opd_jax.evaluation.graders import check_kind
 from opd_jax.horizon import Horizon
 from opd_jax.models import Architecture
 from opd_jax.pair import Pair, open_pair
@@ -71,6 +72,8 @@ def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.D
   mesh = make_mesh((c.mesh.data, c.mesh.fsdp, c.mesh.tensor), devices)
   check_rows(c, mesh)
   _check_workdir(c, workdir)
+  if c.eval.path:
+    check_kind(c.eval.grader)
   for field, path in (("data.path", c.data.path), ("eval.path", c.eval.path)):
     if path and not arithmetic.is_embedded(path) and not os.path.exists(path.partition(":")[0]):
       raise InputError(f"config.{field}: {path} does not exist")

@@ -55,6 +55,7 @@ def test_the_argument_after_the_colon_reaches_get_config(tmp_path):
   [
     ("--config.horizon.bukets=1", ["horizon.bukets", "`buckets`"]),
     ("--config.objectiv.kind=sampled", ["objectiv", "`objective`"]),
+    ("--config.optimizer.lr=1", ["optimizer.lr", "`learning_rate`"]),
     ("--config.steps=abc", ["steps", "abc"]),
     ("--config.steps=1.5", ["steps", "1.5"]),
     ("--config.objective.kind=reverse", ["objective.kind", "`reverse_kl`"]),
