@@ -113,7 +113,7 @@ def test_damaged_model_folders(shell, tiny_config, student, tmp_path, damage):
 )
 def test_bad_flags_and_paths(shell, tiny_config, tmp_path, flag, words):
   status, _, err = shell(
-    train, f"--config={tiny_config}", f"--workdir={tmp_path}/w", "--config.horizon.kind=full", flag
+    train, f"--config={tiny_config}", f"--workdir={tmp_path}/w", "--config.horizon.kind=full", *flag.split()
   )
   is_one_line(status, err, *words)
   assert not (tmp_path / "w").exists()
