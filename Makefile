@@ -31,7 +31,7 @@ test: $(VENV)/.dev
 test-aot:
 	test -x $(VENV)-aot/bin/python || $(PYTHON) -m venv $(VENV)-aot
 	$(VENV)-aot/bin/pip install -q -r requirements-aot.txt
-	$(VENV)-aot/bin/python -m pytest -q opd_jax/divergence/aot_test.py tests/planning
+	$(VENV)-aot/bin/python -m pytest -q opd_jax/divergence/aot_test.py tests/planning/test_plan.py -k "aot or tpu"
 
 compare: $(VENV)/.run
 	$(BIN)/python -m benchmarks.compare --out=benchmarks/results/compare
