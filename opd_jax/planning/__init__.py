@@ -1,6 +1,6 @@
 """A run before it exists: what it would compile, what each program needs, whether it fits, and what to change.
 
-programs    the programs of a run with abstract arguments, from config.json files alone
+subject     the architectures and the mesh of the run, from config.json files alone
 compiled    what the compiler and the jaxpr say of one program: memory, work, collectives, time
 hlo         reading compiled text: trip counts, collectives, cycles
 footprint   bytes of one chip by role, and a model of the temporaries that compiles nothing

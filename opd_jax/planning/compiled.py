@@ -10,8 +10,8 @@ from jax.extend.core import jaxprs_in_params
 
 from opd_jax.distributed.topologies import Topology
 from opd_jax.planning.hlo import Work, read_work
-from opd_jax.planning.programs import Program
 from opd_jax.programs import ProgramTable
+from opd_jax.training.programs import Program
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NEEDED = re.compile(r"(?:Used |\()([\d.]+)([KMGT]?)(?:\) exceeds| of )")

@@ -21,7 +21,7 @@ from opd_jax.config import Config
 from opd_jax.distributed import sharding
 from opd_jax.models import Architecture
 from opd_jax.planning.compiled import CompiledProgram, bytes_on_chip
-from opd_jax.planning.programs import Architectures, Program, abstract_models
+from opd_jax.training.programs import Architectures, Program, abstract_models
 
 _FLOAT32 = 4
 

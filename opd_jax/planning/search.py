@@ -18,7 +18,8 @@ from opd_jax.distributed.topologies import Topology
 from opd_jax.errors import InputError
 from opd_jax.planning.compiled import CompiledProgram, bytes_on_chip
 from opd_jax.planning.footprint import model_temporaries, resident
-from opd_jax.planning.programs import Architectures, Program, abstract_mesh, check_mesh, list_programs
+from opd_jax.planning.subject import abstract_mesh, check_mesh
+from opd_jax.training.programs import Architectures, Program, list_programs
 
 _MARGIN = 0.97  # of a chip's memory: the model is rough, and a candidate that just misses costs a compile
 _MOST = 64  # how many times the prompts of the config the search for room goes up to

@@ -12,15 +12,9 @@ from opd_jax.distributed import make_mesh
 from opd_jax.distributed.topologies import Topology
 from opd_jax.planning.compiled import CompiledProgram, compile_program, refused_program
 from opd_jax.planning.footprint import Footprint, footprint, model_temporaries
-from opd_jax.planning.programs import (
-  Architectures,
-  abstract_mesh,
-  check_mesh,
-  list_programs,
-  make_table,
-  read_architectures,
-)
 from opd_jax.planning.search import Candidate, Search
+from opd_jax.planning.subject import abstract_mesh, check_mesh, make_table, read_architectures
+from opd_jax.training.programs import Architectures, list_programs
 
 _HOPELESS = 3  # times a chip's memory: modelled temporaries beyond this are not compiled
 _TRIES = 3  # candidates that are compiled at most before the plan gives up on mending

@@ -16,8 +16,9 @@ from opd_jax.models import Cache
 from opd_jax.planning import make_plan
 from opd_jax.planning.compiled import _needed
 from opd_jax.planning.footprint import cache_bytes, model_temporaries, resident
-from opd_jax.planning.programs import abstract_mesh, check_mesh, list_programs, read_architectures
 from opd_jax.planning.search import Search
+from opd_jax.planning.subject import abstract_mesh, check_mesh, read_architectures
+from opd_jax.training.programs import list_programs
 from opd_jax.training.state import init_state, make_optimizer
 
 

@@ -14,7 +14,8 @@ import pytest
 from opd_jax import models
 from opd_jax.command_line import load_config
 from opd_jax.distributed import make_mesh
-from opd_jax.planning.programs import list_programs, make_table, read_architectures
+from opd_jax.planning.subject import make_table, read_architectures
+from opd_jax.training.programs import list_programs
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py"))
@@ -127,7 +128,7 @@ def test_shipped_configs_load_and_shrink(path):
 @pytest.mark.parametrize("machine, chips", [("v5e-16", 16), ("v5e-256", 256), ("v5p-128", 128), ("h200-8", 8)])
 @pytest.mark.parametrize("path", [p for p in CONFIGS if "MACHINES" in p.read_text()], ids=lambda path: path.stem)
 def test_shipped_meshes_divide(path, machine, chips):
-  from opd_jax.planning.programs import abstract_mesh, check_mesh
+  from opd_jax.planning.subject import abstract_mesh, check_mesh
 
   config = load_config(f"{path}:{machine}")
   check_mesh(config, read_architectures(config), abstract_mesh(config, chips))

@@ -1,4 +1,4 @@
-"""The programs of a run with abstract arguments: everything that `train` would compile, and not one array.
+"""The programs of a run with abstract arguments: everything that it will compile, and not one array.
 
     decode_layout        of the student, and of the teacher where the run starts with its marks; its bucket is 0
     evaluate_greedy/...  at the full horizon, for the same models
@@ -8,30 +8,18 @@ A mesh of devices gives arguments to compile for; an AbstractMesh, which has siz
 """
 
 import dataclasses
-import re
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractMesh, Mesh
 
-from opd_jax import arithmetic
 from opd_jax.config import Config
 from opd_jax.distributed import DECODING, TRAINING, sharding
-from opd_jax.distributed.axes import MESH_AXES
-from opd_jax.distributed.mesh import mesh_shape
-from opd_jax.errors import InputError
-from opd_jax.evaluation.evaluator import define_programs as define_evaluation
-from opd_jax.models import Architecture, Model, parameter_table, read_architecture
+from opd_jax.models import Architecture, Model, parameter_table
 from opd_jax.models.parameters import nested
-from opd_jax.programs import ProgramTable
 from opd_jax.rollout import Rollout
-from opd_jax.training.run import check_heads, check_rows
 from opd_jax.training.state import TrainState, abstract_state, make_optimizer
-from opd_jax.training.step import define_programs
-
-_SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "models"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,23 +73,6 @@ class Program:
     return self.name not in ("decode_layout", "update")
 
 
-def read_architectures(config: Config) -> Architectures:
-  """From the config.json of both models alone: no weights, no tokenizer. Raises InputError."""
-  return Architectures(_architecture(config.student.path), _architecture(config.teacher.path))
-
-
-def abstract_mesh(config: Config, chips: int) -> AbstractMesh:
-  """The run's mesh on `chips` devices that do not exist. Raises InputError where its sizes do not multiply to them."""
-  sizes = mesh_shape((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), chips)
-  return AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-
-
-def check_mesh(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> None:
-  """Raises InputError where rows do not divide over the mesh, or query heads over its `tensor` axis."""
-  check_rows(config, mesh)
-  check_heads(models.student, models.teacher, mesh)
-
-
 def abstract_models(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> tuple[TrainState, Model]:
   """The student's whole training state and the teacher, as they live on the mesh all through a run."""
   state = abstract_state(models.student, make_optimizer(config), mesh)
@@ -152,25 +123,3 @@ def list_programs(config: Config, models: Architectures, mesh: Mesh | AbstractMe
     )
     listed.append(Program("update", "student", bucket, R, (state, teacher, rollout)))
   return listed
-
-
-def make_table(config: Config, models: Architectures, mesh: Mesh) -> ProgramTable:
-  """The run's own program table. End-of-sequence ids change no shape; any will do."""
-  table = ProgramTable(mesh)
-  define_programs(table, config, (0,), models.vocab_size)
-  define_evaluation(table, config, (0,), models.vocab_size)
-  return table
-
-
-def _architecture(path: str) -> Architecture:
-  folder = Path(arithmetic.outline(path)).expanduser()
-  if folder.is_dir():
-    return read_architecture(folder)
-  name = re.sub(r"@.*", "", path).rpartition("/")[2]
-  if "/" in path and (_SHIPPED / name / "config.json").is_file():
-    return read_architecture(_SHIPPED / name)
-  shipped = ", ".join(sorted(entry.name for entry in _SHIPPED.glob("*/"))) or "none here"
-  raise InputError(
-    f"{path}: no such folder, and no model whose config.json comes with opd_jax ({shipped}): pass a folder that holds "
-    "its config.json (nothing else is needed to plan)"
-  )
