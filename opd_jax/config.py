@@ -60,10 +60,10 @@ class HorizonConfig:
   start: int = 16  # progressive: H = min(T, start + increment * floor(step / every))
   increment: int = 16
   every: int = 10
-  buckets: str | tuple[int, ...] = "powers_of_two"  # or the rungs themselves: (64, 128)
-
-  def ladder(self) -> tuple[int, ...]:
-    return horizons.powers_of_two(self.max) if self.buckets == "powers_of_two" else self.buckets
+  # The widths that programs are compiled for: powers_of_two, linear(512), geometric(1.5), the rungs themselves (64,
+  # 128), or auto: the least total time for the schedule by a model of costs (`plan --compare-buckets` has real ones).
+  buckets: str | tuple[int, ...] = "powers_of_two"
+  compile_ahead: bool = True  # the programs of the next buckets are compiled in the background
 
   def build(self) -> horizons.Horizon:
     if self.kind == "truncated":
@@ -160,8 +160,15 @@ class Config:
     """Completions of one step."""
     return self.rollout.prompts_per_step * self.rollout.samples_per_prompt
 
+  def ladder(self) -> tuple[int, ...]:
+    """The buckets that a horizon of this run may compile to, ascending."""
+    buckets = self.horizon.buckets
+    if buckets == "auto":
+      return horizons.auto_ladder(self.horizon.build(), self.steps, self.rollout.max_prompt)
+    return horizons.ladder_rule(buckets)(self.horizon.max) if isinstance(buckets, str) else buckets
+
   def bucket(self, H: int) -> int:
-    return horizons.bucket_for(H, self.horizon.ladder())
+    return horizons.bucket_for(H, self.ladder())
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -240,8 +247,11 @@ def _buckets(value) -> str | tuple[int, ...]:
     value = [part for part in value.strip("()[] ").split(",") if part.strip()]
     value = [int(part) if part.strip().isdigit() else part for part in value]
   if isinstance(value, str):
-    if value != "powers_of_two":
-      raise InputError(f"config.horizon.buckets is {value!r}: it must be powers_of_two or rungs such as (64, 128)")
+    try:
+      if value != "auto":
+        horizons.ladder_rule(value)
+    except ValueError as error:
+      raise InputError(f"config.horizon.buckets is {value!r}: {error}") from error
     return value
   rungs = tuple(value) if isinstance(value, list | tuple) else ()
   if not rungs or any(type(rung) is not int or rung < 1 for rung in rungs) or list(rungs) != sorted(set(rungs)):
@@ -316,7 +326,7 @@ def _check(config: Config) -> None:
       for part in name.split("."):
         value = getattr(value, part)
       raise InputError(f"config.{name} is {value!r}: it must be {wanted}")
-  longest, ladder = max(c.horizon.build().distinct(c.steps)), c.horizon.ladder()
+  longest, ladder = max(c.horizon.build().distinct(c.steps)), c.ladder()
   if longest > ladder[-1]:
     raise InputError(
       f"the horizon reaches {longest} tokens, above the last bucket {ladder[-1]}: raise config.horizon.buckets "

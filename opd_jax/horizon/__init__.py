@@ -1,6 +1,35 @@
-"""How far the student writes at each step, and the static buckets that those lengths compile to."""
+"""How far the student writes at each step, and the static buckets that those lengths compile to.
 
-from opd_jax.horizon.ladder import bucket_for, powers_of_two
+schedules   how many tokens at each step
+ladder      which buckets, by a rule
+costs       what a ladder costs for a schedule
+search      the ladder that costs least
+"""
+
+from opd_jax.horizon.costs import Costs, Lengths, Seconds, Workload, default_costs, ladder_seconds, used_rungs
+from opd_jax.horizon.ladder import bucket_for, geometric, ladder_rule, linear, powers_of_two
 from opd_jax.horizon.schedules import Constant, Horizon, Progressive, full, progressive, truncated
+from opd_jax.horizon.search import auto_ladder, best_ladder
 
-__all__ = ["Constant", "Horizon", "Progressive", "bucket_for", "full", "powers_of_two", "progressive", "truncated"]
+__all__ = [
+  "Constant",
+  "Costs",
+  "Horizon",
+  "Lengths",
+  "Progressive",
+  "Seconds",
+  "Workload",
+  "auto_ladder",
+  "best_ladder",
+  "bucket_for",
+  "default_costs",
+  "full",
+  "geometric",
+  "ladder_rule",
+  "ladder_seconds",
+  "linear",
+  "powers_of_two",
+  "progressive",
+  "truncated",
+  "used_rungs",
+]

@@ -4,9 +4,13 @@ A program is a pure function with a static `bucket`. Its executable is lowered a
 then called directly, never through jit's own cache (ahead-of-time results do not enter that), so that whoever holds
 the table can compile early, count, and inspect:
 
-    define("update", function)      function(*args, bucket=...)
-    compile("update", 64, *args)    arrays or ShapeDtypeStructs; nothing runs
-    run("update", 64, *args)        compiles on first use, then calls the executable
+    define("update", function)             function(*args, bucket=...)
+    compile("update", 64, *args)           arrays or ShapeDtypeStructs; nothing runs
+    compile_ahead([("update", 128, args)]) the same in a thread, in this order, while the caller goes on
+    run("update", 64, *args)               compiles on first use, then calls the executable
+
+What is wanted while it is being compiled in the thread is waited for; what still stands in the queue is taken out of it
+and compiled by who wants it. Compiling moves no data between devices, so hosts need not agree on when they do it.
 """
 
 import contextlib
@@ -14,7 +18,8 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -26,12 +31,20 @@ _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 @dataclasses.dataclass(frozen=True)
 class Compile:
-  """One compile of a named program. `seconds`: lowering and compiling; `cached`: read from the persistent cache."""
+  """One compile of a named program.
+
+  Attributes:
+    program, bucket: which.
+    seconds: tracing, lowering and compiling.
+    cached: the executable was read from the persistent cache.
+    ahead: it happened in the background.
+  """
 
   program: str
   bucket: int
   seconds: float
   cached: bool
+  ahead: bool
 
 
 class _Listener(threading.local):
@@ -73,6 +86,8 @@ class ProgramTable:
     self._mesh = mesh
     self._definitions: dict[str, tuple[Callable, tuple[int, ...]]] = {}
     self._executables: dict[Any, jax.stages.Compiled] = {}
+    self._ahead: dict[Any, Future] = {}
+    self._thread: ThreadPoolExecutor | None = None
 
   def define(self, program: str, function: Callable, *, donate: tuple[int, ...] = ()) -> None:
     """Names `function(*args, bucket)`; the arguments at the positions in `donate` are used up by a call."""
@@ -88,25 +103,61 @@ class ProgramTable:
 
   def compile(self, program: str, bucket: int, *args: Any) -> jax.stages.Compiled:
     """The executable of `program` at `bucket` for arguments of these shapes, dtypes and shardings."""
-    key = (program, bucket, *_signature(args))
+    key = _key(program, bucket, args)
     if key not in self._executables:
-      started, hits = time.perf_counter(), _listener.hits
-      _listener.planned = True
-      try:
-        with self._on_mesh():
-          self._executables[key] = self.trace(program, bucket, *args).lower().compile()
-      finally:
-        _listener.planned = False
-      cached = _listener.hits > hits
-      self.compiles.append(Compile(program, bucket, time.perf_counter() - started, cached))
+      ahead = self._ahead.pop(key, None)
+      if ahead is None or ahead.cancel():  # what has begun cannot be cancelled
+        self._executables[key] = self._compile(program, bucket, args, ahead=False)
+      else:
+        self._executables[key] = ahead.result()
     return self._executables[key]
+
+  def compile_ahead(self, programs: Iterable[tuple[str, int, tuple]]) -> None:
+    """Queues (program, bucket, arguments) to be compiled in the background, one after the other.
+
+    An error in one of them is raised when it is asked for. Call `stop` when the run ends.
+    """
+    self._thread = self._thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile-ahead")
+    for program, bucket, args in programs:
+      key = _key(program, bucket, args)
+      if key not in self._executables and key not in self._ahead:
+        self._ahead[key] = self._thread.submit(self._compile, program, bucket, args, ahead=True)
+
+  def find(self, program: str, bucket: int, *args: Any) -> jax.stages.Compiled | None:
+    """The executable, if `compile` would give it at once."""
+    key = _key(program, bucket, args)
+    if key in self._ahead and self._ahead[key].done():
+      self._executables[key] = self._ahead.pop(key).result()
+    return self._executables.get(key)
+
+  def stop(self) -> None:
+    """Takes what has not begun to compile out of the queue."""
+    if self._thread is not None:
+      self._thread.shutdown(wait=False, cancel_futures=True)
+      self._thread, self._ahead = None, {}
 
   def run(self, program: str, bucket: int, *args: Any) -> Any:
     """Calls `program` at `bucket`."""
     return self.compile(program, bucket, *args)(*args)
 
+  def _compile(self, program: str, bucket: int, args: tuple, *, ahead: bool) -> jax.stages.Compiled:
+    started, hits = time.perf_counter(), _listener.hits
+    _listener.planned = True
+    try:
+      with self._on_mesh():
+        executable = self.trace(program, bucket, *args).lower().compile()
+    finally:
+      _listener.planned = False
+    cached = _listener.hits > hits
+    self.compiles.append(Compile(program, bucket, time.perf_counter() - started, cached, ahead))
+    return executable
+
   def _on_mesh(self) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+
+def _key(program: str, bucket: int, args: tuple) -> tuple:
+  return (program, bucket, *_signature(args))
 
 
 def _signature(args: Any) -> tuple:

@@ -70,8 +70,8 @@ class StepProgress:
 
   def step(self, row: Mapping[str, Any]) -> None:
     """A finished step: its row of `metrics.jsonl` (`step, loss, horizon, bucket, tokens, seconds_step`)."""
-    compiling, evaluating = (row.get(name) or 0.0 for name in ("seconds_compile", "seconds_eval"))
-    self._recent.append((row["tokens"], row["seconds_step"] - compiling, evaluating))
+    compiling, waiting, evaluating = (row.get(f"seconds_{name}") or 0.0 for name in ("compile", "compile_wait", "eval"))
+    self._recent.append((row["tokens"], row["seconds_step"] - compiling - waiting, evaluating))
     # Compiling does not come again, so it is left out of what is to come; evaluations do come again.
     tokens, seconds, evaluations = (sum(column) for column in zip(*self._recent))
     speed = tokens / max(seconds - evaluations, 1e-9)

@@ -1,4 +1,4 @@
-"""The folder of a run while it runs: every finished step and every evaluation is on disk before the next one starts.
+"""The folder of a run while it runs: a step is on disk before the next but one starts.
 
     workdir/
       config.json  command.sh                    what was run
@@ -8,8 +8,10 @@
 
 `step` counts finished updates: the first row of `metrics.jsonl` is step 1, and an evaluation at step 0 is the student
 before training. In a row of `metrics.jsonl`, `tokens` are the tokens generated in that step, `seconds_step` is its
-wall time with everything in it, and the other `seconds_*` are disjoint parts of it. `compiles` and
-`unplanned_compiles` count from the start of the process.
+wall time with everything in it, and the other `seconds_*` are disjoint parts of it: `seconds_compile_wait` is what it
+waited for a compile that had begun in the background. `compiles` and `unplanned_compiles` count from the start of the
+process; `compiles_new` are those since the row before: program, bucket, seconds, whether the executable was cached,
+whether it was compiled ahead.
 """
 
 import json

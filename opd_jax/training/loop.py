@@ -5,32 +5,27 @@
 A checkpoint comes last, so whatever it covers has been written, and rows after it are dropped and written again.
 """
 
-import dataclasses
 import os
 import resource
 import signal
 import sys
 import threading
-import time
 from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from opd_jax import config as configs
 from opd_jax import models
-from opd_jax.data import order, pad_left
-from opd_jax.distributed import any_process, place_rows
+from opd_jax.distributed import any_process
 from opd_jax.errors import InputError
-from opd_jax.horizon import bucket_for
 from opd_jax.hub import model_folder
 from opd_jax.models import Model
 from opd_jax.programs import unplanned_compiles
 from opd_jax.telemetry.console import StepProgress
-from opd_jax.telemetry.metrics import to_floats
 from opd_jax.telemetry.workdir import RunLog, make_workdir, write_config
 from opd_jax.training.checkpoint import Checkpointer, Progress, identity
+from opd_jax.training.pipeline import Pipeline
 from opd_jax.training.run import Run
 from opd_jax.training.state import TrainState, abstract_state, init_state, make_optimizer
 
@@ -55,8 +50,11 @@ def train(run: Run) -> None:
     if resume is not None and resume >= config.steps and (evaluated or not run.evaluator):
       print(f"{run.workdir} is at step {resume} of {config.steps}: nothing left to do")
     else:
-      with _Termination() as termination, open(os.devnull, "w") as silence:
-        _train(run, log, sys.stdout if writes else silence, checkpoints, termination)
+      try:
+        with _Termination() as termination, open(os.devnull, "w") as silence:
+          _train(run, log, sys.stdout if writes else silence, checkpoints, termination)
+      finally:
+        run.table.stop()
   checkpoints.close()
 
 
@@ -76,39 +74,50 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
         log.samples(evaluation.samples)
         console.evaluation(evaluation.row)
 
+    steps = Pipeline(run, teacher, state, progress)
+    if config.horizon.compile_ahead:
+      steps.queue_programs()
     if first == 0 and run.evaluator and config.eval.baseline:
       evaluate(teacher, "teacher", 0)
       evaluate(state.student, "student", 0)
     if first >= config.steps and run.evaluator:
       evaluate(state.student, "student", first)
+    del state  # the pipeline's to use up
     unplanned = None
-    while progress.step < config.steps:
-      started = time.perf_counter()
-      _profile(run, progress.step - first + 1)
-      state, progress, row = take_step(run, state, teacher, progress)
+
+    def record(row: dict[str, Any] | None) -> None:
+      if row is None:
+        return
+      nonlocal unplanned
       # What the first step compiles beside its programs (transfers, say) is the price of starting, not a surprise.
       unplanned = unplanned_compiles() if unplanned is None else unplanned
-      row |= {
-        "compiles": len(run.table.compiles),
-        "unplanned_compiles": unplanned_compiles() - unplanned,
-        "host_memory_peak": _host_memory_peak(),
-        "seconds_step": time.perf_counter() - started,
-      }
+      row |= {"unplanned_compiles": unplanned_compiles() - unplanned, "host_memory_peak": _host_memory_peak()}
       log.step(row)
       console.step(row)
       if row["unplanned_compiles"] and config.log.fail_on_unplanned_compile:
         raise InputError(
-          f"step {progress.step}: XLA compiled something outside the program table "
+          f"step {row['step']}: XLA compiled something outside the program table "
           "(log.fail_on_unplanned_compile); JAX_LOG_COMPILES=1 names it"
         )
-      last, stop = progress.step == config.steps, any_process(termination.requested)
-      if run.evaluator and not stop and (last or _evaluation_is_due(config.eval, progress.step)):
-        evaluate(state.student, "student", progress.step)
-      if last or stop or progress.step % config.checkpoint.every == 0:
-        checkpoints.save(state, progress)
+
+    if config.horizon.compile_ahead and (waited := steps.wait_for_programs()):
+      console.note(f"the horizon grows faster than the compiler: {waited} bucket(s) compiled before the first step")
+    while (step := steps.progress.step) < config.steps:
+      _profile(run, step - first + 1)
+      record(steps.advance())
+      step += 1
+      last, stop = step == config.steps, any_process(termination.requested)
+      evaluates = run.evaluator and not stop and (last or _evaluation_is_due(config.eval, step))
+      saves = last or stop or step % config.checkpoint.every == 0
+      if evaluates or saves:
+        record(steps.drain())
+      if evaluates:
+        evaluate(steps.state.student, "student", step)
+      if saves:
+        checkpoints.save(steps.state, steps.progress)
       if stop and not last:
         checkpoints.close()
-        console.note(f"SIGTERM: step {progress.step} is saved; the same command goes on from there")
+        console.note(f"SIGTERM: step {step} is saved; the same command goes on from there")
         raise SystemExit(PREEMPTED)
 
 
@@ -146,59 +155,6 @@ def _start(run: Run, checkpoints: Checkpointer) -> tuple[TrainState, Progress]:
   if progress.teacher != teacher:
     raise InputError(f"{run.teacher_path} is not the teacher that {run.workdir} was trained with: its weights differ")
   return checkpoints.restore(abstract_state(run.pair.student, optimizer, run.mesh)), progress
-
-
-def take_step(
-  run: Run, state: TrainState, teacher: Model, progress: Progress
-) -> tuple[TrainState, Progress, dict[str, Any]]:
-  """One rollout and one update. Returns the next state and progress, and the step's row of metrics."""
-  config, k = run.config, progress.step
-  H = run.horizon(k, progress.horizon_state)
-  bucket = bucket_for(H, config.horizon.ladder())
-  seconds = _Stopwatch()
-
-  take = config.rollout.prompts_per_step
-  chosen = order(len(run.prompts), config.seed, progress.data_position, take)
-  prompts = pad_left([run.prompts.token_ids[i] for i in chosen], config.rollout.max_prompt)
-  prompts_bp, prompt_mask_bp, rows_r = place_rows(run.mesh, (*prompts, np.arange(config.rows, dtype=np.uint32)))
-  place = run.table.compile("decode_layout", 0, state.student)
-  seconds.lap("compile")
-  student = jax.block_until_ready(place(state.student))
-  seconds.lap("reshard")
-  arguments = (student, prompts_bp, prompt_mask_bp, np.int32(H), np.uint32(config.seed), np.uint32(k), rows_r)
-  write = run.table.compile("rollout", bucket, *arguments)
-  seconds.lap("compile")
-  rollout = jax.block_until_ready(write(*arguments))
-  del student, arguments  # the update needs the room
-  seconds.lap("rollout")
-
-  learn = run.table.compile("update", bucket, state, teacher, rollout)
-  seconds.lap("compile")
-  state, metrics = learn(state, teacher, rollout)
-  numbers = to_floats(metrics)
-  seconds.lap("update")
-
-  row = {"step": k + 1, **numbers, "horizon": H, "bucket": bucket, "tokens": int(numbers["tokens"])}
-  horizon_state = run.horizon.update(progress.horizon_state, numbers)
-  progress = dataclasses.replace(
-    progress, step=k + 1, data_position=progress.data_position + take, horizon_state=horizon_state
-  )
-  return state, progress, row | seconds.laps
-
-
-class _Stopwatch:
-  """Seconds by part. `laps["seconds_x"]` sums the wall time of the laps called x; `laps["cpu_seconds"]` is the
-  processor time of this process, all threads, apart from what the compiler took: that is `cpu_seconds_compile`."""
-
-  def __init__(self):
-    self.laps: dict[str, float] = {"cpu_seconds": 0.0, "cpu_seconds_compile": 0.0}
-    self._wall, self._cpu = time.perf_counter(), time.process_time()
-
-  def lap(self, name: str) -> None:
-    wall, cpu = time.perf_counter(), time.process_time()
-    self.laps[f"seconds_{name}"] = self.laps.get(f"seconds_{name}", 0.0) + wall - self._wall
-    self.laps["cpu_seconds_compile" if name == "compile" else "cpu_seconds"] += cpu - self._cpu
-    self._wall, self._cpu = wall, cpu
 
 
 def _host_memory_peak() -> int:

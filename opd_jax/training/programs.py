@@ -87,8 +87,10 @@ def _abstract_model(architecture: Architecture, dtype: str, mesh: Mesh | Abstrac
   return Model(nested(params), architecture)
 
 
-def list_programs(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> list[Program]:
-  """Every program of the run, in the order in which a run would first need them."""
+def list_programs(
+  config: Config, models: Architectures, mesh: Mesh | AbstractMesh, first_step: int = 0
+) -> list[Program]:
+  """Every program of the run from `first_step` on, in the order in which it is first needed."""
   state, teacher = abstract_models(config, models, mesh)
   P = config.rollout.max_prompt
 
@@ -103,17 +105,8 @@ def list_programs(config: Config, models: Architectures, mesh: Mesh | AbstractMe
     rows = prompts * samples
     return Program(name, role, bucket, rows, (model, *batch, array((rows,), jnp.uint32)))
 
-  c = config.eval
-  marked = ("teacher", "student") if c.path and c.baseline else ("student",)
-  training = {"student": state.student, "teacher": teacher}
-  listed = [Program("decode_layout", role, 0, 0, (training[role],)) for role in marked]
-  settings = [("evaluate_greedy", 1)] * c.greedy + [("evaluate_sampled", c.samples)] * bool(c.samples)
-  for name, samples in settings if c.path else ():
-    listed += [sampling(name, role, config.horizon.max, c.batch, samples) for role in marked]
-  R = config.rows
-  for bucket in sorted({config.bucket(H) for H in config.horizon.build().distinct(config.steps)}):
-    prompts, samples = config.rollout.prompts_per_step, config.rollout.samples_per_prompt
-    listed.append(sampling("rollout", "student", bucket, prompts, samples))
+  def steps_at(bucket: int) -> list[Program]:
+    R, samples = config.rows, config.rollout.samples_per_prompt
     rollout = Rollout(
       tokens_bs=array((R, P + bucket), jnp.int32),
       prompt_mask_bp=array((R, P), jnp.bool_),
@@ -121,5 +114,27 @@ def list_programs(config: Config, models: Architectures, mesh: Mesh | AbstractMe
       truncated_b=array((R,), jnp.bool_),
       behaviour_logprob_bs=array((R, bucket), jnp.float32),
     )
-    listed.append(Program("update", "student", bucket, R, (state, teacher, rollout)))
-  return listed
+    write = sampling("rollout", "student", bucket, config.rollout.prompts_per_step, samples)
+    return [write, Program("update", "student", bucket, R, (state, teacher, rollout))]
+
+  c = config.eval
+  marks_first = bool(c.path) and c.baseline and first_step == 0
+  marked = ("teacher", "student") if marks_first else ("student",)
+  training = {"student": state.student, "teacher": teacher}
+  layouts = [Program("decode_layout", role, 0, 0, (training[role],)) for role in marked]
+  settings = [("evaluate_greedy", 1)] * c.greedy + [("evaluate_sampled", c.samples)] * bool(c.samples)
+  evaluations = [
+    sampling(name, role, config.horizon.max, c.batch, samples)
+    for name, samples in (settings if c.path else ())
+    for role in marked
+  ]
+  steps = [program for bucket in first_needs(config, first_step) for program in steps_at(bucket)]
+  return [*layouts, *evaluations, *steps] if marks_first else [*layouts, *steps, *evaluations]
+
+
+def first_needs(config: Config, first_step: int = 0) -> dict[int, int]:
+  """{bucket: the first step from `first_step` on that uses it}, in that order."""
+  horizon, needs = config.horizon.build(), {}
+  for step in range(first_step, config.steps):
+    needs.setdefault(config.bucket(horizon(step)), step)
+  return needs

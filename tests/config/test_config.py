@@ -31,18 +31,31 @@ BODY = 'c.student.path = "s"\nc.teacher.path = "t"\nc.data.path = "d"'
 def test_a_file_changes_defaults_and_flags_change_the_file(tmp_path):
   path = write(tmp_path, BODY + "\nc.steps = 7\nc.horizon.max = 64\nc.horizon.buckets = (32, 64)")
   plain = load_config(path)
-  assert plain.steps == 7 and plain.horizon.ladder() == (32, 64) and plain.optimizer == configs.Optimizer()
+  assert plain.steps == 7 and plain.ladder() == (32, 64) and plain.optimizer == configs.Optimizer()
   flags = ["--config.steps=9", "--config.optimizer.learning_rate=1", "--config.debug.nans", "--config.seed=3"]
   changed = load_config(path, [*flags, "--config.horizon.buckets=16,64"])
   assert (changed.steps, changed.seed, changed.debug.nans) == (9, 3, True)
   assert changed.optimizer.learning_rate == 1.0 and type(changed.optimizer.learning_rate) is float
-  assert changed.horizon.ladder() == (16, 64)
+  assert changed.ladder() == (16, 64)
 
 
 @pytest.mark.parametrize("text", ["(16, 64)", "16,64", "[16,64]", "16, 64,"])
 def test_rungs_in_a_flag_are_read_as_people_write_them(tmp_path, text):
   path = write(tmp_path, BODY + "\nc.horizon.max = 64")
   assert load_config(path, [f"--config.horizon.buckets={text}"]).horizon.buckets == (16, 64)
+
+
+def test_a_ladder_follows_its_rule_and_auto_follows_the_schedule(tmp_path):
+  path = write(tmp_path, BODY + "\nc.steps = 100\nc.horizon.kind = 'truncated'\nc.horizon.rho = 0.25")
+  for text, ladder in (
+    ("powers_of_two", (16, 32, 64, 128)),
+    ("linear(48)", (48, 96, 128)),
+    ("geometric(3)", (16, 48, 128)),
+    ("auto", (32, 128)),
+  ):
+    config = load_config(path, [f"--config.horizon.buckets={text}"])
+    assert config.ladder() == ladder and config.bucket(32) == min(rung for rung in ladder if rung >= 32)
+    assert configs.from_config_dict(configs.to_dict(config)) == config
 
 
 def test_the_argument_after_the_colon_reaches_get_config(tmp_path):
@@ -64,6 +77,8 @@ def test_the_argument_after_the_colon_reaches_get_config(tmp_path):
     ("--config.debug.nans=maybe", ["debug.nans"]),
     ("--config.horizon.buckets=a", ["buckets", "powers_of_two"]),
     ("--config.horizon.buckets=64,32", ["ascending"]),
+    ("--config.horizon.buckets=linear(0)", ["config.horizon.buckets", "linear(0)", "at least 1"]),
+    ("--config.horizon.buckets=geometric(1)", ["ratio is 1", "above 1"]),
     ("--config.horizon.buckets=8,16", ["128", "16", "horizon"]),
     ("--config.rollout.top_p=0", ["top_p", "above 0"]),
     ("--config.steps=0", ["steps", "at least 1"]),

@@ -1,5 +1,7 @@
 """The table of programs: what is compiled, when, and what it counts."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,3 +70,58 @@ def test_a_name_is_defined_once():
   table.define("f", pad_sum)
   with pytest.raises(ValueError, match="defined twice"):
     table.define("f", pad_sum)
+
+
+class Gate:
+  """A program whose compiling, in the thread, waits until the test lets it go on."""
+
+  def __init__(self):
+    self.entered, self.open = threading.Event(), threading.Event()
+    self.table = ProgramTable()
+    self.table.define("slow", self.function)
+
+  def function(self, x, *, bucket):
+    if threading.current_thread() is not threading.main_thread():
+      self.entered.set()
+      assert self.open.wait(30)
+    return x * bucket
+
+
+def test_what_is_being_compiled_is_waited_for_and_what_is_queued_is_compiled_at_once():
+  gate = Gate()
+  x = np.ones(2, np.float32)
+  gate.table.compile_ahead([("slow", bucket, (x,)) for bucket in (1, 2, 3)])
+  assert gate.entered.wait(30)
+  assert gate.table.find("slow", 1, x) is None
+  assert gate.table.run("slow", 3, x).tolist() == [3, 3]  # did not wait behind the first
+  assert gate.table.find("slow", 3, x) is not None
+  threading.Timer(0.2, gate.open.set).start()
+  assert gate.table.run("slow", 1, x).tolist() == [1, 1]
+  assert gate.table.run("slow", 2, x).tolist() == [2, 2]
+  assert {(c.bucket, c.ahead) for c in gate.table.compiles} >= {(1, True), (3, False)}
+  assert len(gate.table.compiles) == 3
+  gate.table.stop()
+
+
+def test_stopping_empties_the_queue():
+  gate = Gate()
+  x = np.ones(2, np.float32)
+  gate.table.compile_ahead([("slow", bucket, (x,)) for bucket in (1, 2, 3)])
+  assert gate.entered.wait(30)
+  gate.table.stop()
+  gate.open.set()
+  assert gate.table.run("slow", 2, x).tolist() == [2, 2]
+  assert {c.bucket for c in gate.table.compiles} <= {1, 2}
+
+
+def test_an_error_of_the_background_is_raised_when_the_program_is_wanted():
+  table = ProgramTable()
+  table.define("f", lambda x, *, bucket: jnp.reshape(x, (bucket,)))
+  x = np.ones(4, np.float32)
+  before = unplanned_compiles()
+  table.compile_ahead([("f", 3, (x,)), ("f", 4, (x,))])
+  assert table.run("f", 4, x).tolist() == [1] * 4
+  with pytest.raises(TypeError):
+    table.run("f", 3, x)
+  assert unplanned_compiles() == before
+  table.stop()

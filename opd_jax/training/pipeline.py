@@ -1,0 +1,187 @@
+"""One step after the other, without a gap: the devices have the next rollout before the host asks how the last went.
+
+    devices   │ rollout k           │ update k        │ rollout k + 1       │ update k + 1
+    host      │ (waits for tokens)  │ dispatches k+1, then waits for the     │
+              │                     │ metrics of k    │ (waits for tokens)  │
+    seconds   │ reshard │ rollout   │ update          │
+
+The host waits at three places, each time with the next program already queued on the devices: for the weights in
+decode layout, for the tokens, for the metrics. A step ends where its metrics arrive.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from opd_jax.data import order, pad_left
+from opd_jax.distributed import place_rows
+from opd_jax.models import Model
+from opd_jax.programs import Compile
+from opd_jax.telemetry.metrics import Metrics, to_floats
+from opd_jax.training.ahead import too_late
+from opd_jax.training.checkpoint import Progress
+from opd_jax.training.programs import Architectures, Program, first_needs, list_programs
+from opd_jax.training.run import Run
+from opd_jax.training.state import TrainState
+
+_OF_A_STEP = ("rollout", "update")  # the programs that a new bucket needs
+
+
+class Pipeline:
+  """The steps of a run.
+
+  Attributes:
+    state: after the newest update; its arrays may still be on their way.
+    progress: likewise.
+  """
+
+  def __init__(self, run: Run, teacher: Model, state: TrainState, progress: Progress):
+    self.state, self.progress = state, progress
+    self._run, self._teacher = run, teacher
+    self._running: tuple[Metrics, dict[str, Any]] | None = None  # an update, and its row so far
+    self._row: dict[str, Any] | None = None  # of a step that has ended
+    self._compiles = 0  # that rows have told of
+    self._clock: _Stopwatch | None = None  # None while no step is timed
+
+  def queue_programs(self) -> None:
+    """Has everything that the rest of the run needs compiled in the background, what is needed first first."""
+    self._run.table.compile_ahead((p.name, p.bucket, p.arguments) for p in self._programs())
+
+  def wait_for_programs(self) -> int:
+    """Waits for those buckets that will be needed before the compiler is through. Returns how many there are.
+
+    A step takes at least as long as its rollout, and a rollout changes nothing: it is run twice and timed. The time
+    counts as compiling in the first step's row.
+    """
+    run, table, first = self._run, self._run.table, self.progress.step
+    needs = list(first_needs(run.config, first).items())
+    if len(needs) < 2:
+      return 0
+    self._clock = _Stopwatch()
+    (present, _), *coming = needs
+    steps = [p for p in self._programs() if p.name in _OF_A_STEP]
+
+    def compile_bucket(bucket: int) -> None:
+      for program in steps:
+        if program.bucket == bucket:
+          table.compile(program.name, bucket, *program.arguments)
+
+    compile_bucket(present)
+    seconds_a_compile = sum(c.seconds for c in table.compiles if c.program in _OF_A_STEP and c.bucket == present)
+    student = table.run("decode_layout", 0, self.state.student)
+    batch = self._batch(first, run.horizon(first, self.progress.horizon_state))
+    for _ in range(2):  # the first run of a program pays for more than itself
+      started = time.perf_counter()
+      jax.block_until_ready(table.run("rollout", present, student, *batch))
+      seconds_a_step = time.perf_counter() - started
+    soon = too_late([step - first for _, step in coming], seconds_a_step, seconds_a_compile)
+    for bucket, _ in coming[:soon]:
+      compile_bucket(bucket)
+    self._clock.lap("compile_wait")
+    return soon
+
+  def advance(self) -> dict[str, Any] | None:
+    """Begins a step. Returns the row of the step before it, if that was still running."""
+    run, self._clock = self._run, self._clock or _Stopwatch()
+    if self.progress.horizon_state is not None:  # an adaptive horizon reads the metrics of the step before
+      self._finish()
+    k = self.progress.step
+    H = run.horizon(k, self.progress.horizon_state)
+    bucket = run.config.bucket(H)
+
+    student = self._call("decode_layout", 0, self.state.student)
+    rollout = self._call("rollout", bucket, student, *self._batch(k, H))
+    self._finish()
+    jax.block_until_ready(student)
+    self._clock.lap("reshard")
+    jax.block_until_ready(rollout)
+    self._clock.lap("rollout")
+    del student  # the update needs the room
+
+    self.state, metrics = self._call("update", bucket, self.state, self._teacher, rollout)
+    self._running = metrics, {"step": k + 1, "horizon": H, "bucket": bucket}
+    position = self.progress.data_position + run.config.rollout.prompts_per_step
+    self.progress = dataclasses.replace(self.progress, step=k + 1, data_position=position)
+    return self._take_row()
+
+  def drain(self) -> dict[str, Any] | None:
+    """Waits for the step that is running, if one is, and stops the clock. Returns the step's row."""
+    self._finish()
+    self._clock = None
+    return self._take_row()
+
+  def _finish(self) -> None:
+    """Waits for the running update's metrics, with which its step ends."""
+    if self._running is None:
+      return
+    (metrics, row), self._running = self._running, None
+    numbers = to_floats(metrics)
+    self._clock.lap("update")
+    row |= numbers | {"tokens": int(numbers["tokens"])} | self._clock.seconds()
+    self._clock = _Stopwatch()
+    compiles = self._run.table.compiles
+    if new := compiles[self._compiles :]:
+      row["compiles_new"] = [dataclasses.asdict(compile) for compile in new]
+    self._compiles += len(new)
+    row["compiles"] = self._compiles
+    horizon_state = self._run.horizon.update(self.progress.horizon_state, numbers)
+    self.progress = dataclasses.replace(self.progress, horizon_state=horizon_state)
+    self._row = row
+
+  def _take_row(self) -> dict[str, Any] | None:
+    row, self._row = self._row, None
+    return row
+
+  def _programs(self) -> list[Program]:
+    """Of the rest of the run."""
+    models = Architectures(self._run.pair.student, self._run.pair.teacher)
+    return list_programs(self._run.config, models, self._run.mesh, self.progress.step)
+
+  def _batch(self, k: int, H: int) -> tuple[Any, ...]:
+    """What the rollout of step k reads beside the weights."""
+    run, config = self._run, self._run.config
+    c = config.rollout
+    chosen = order(len(run.prompts), config.seed, self.progress.data_position, c.prompts_per_step)
+    prompts = pad_left([run.prompts.token_ids[i] for i in chosen], c.max_prompt)
+    prompts_bp, prompt_mask_bp, rows_r = place_rows(run.mesh, (*prompts, np.arange(config.rows, dtype=np.uint32)))
+    return prompts_bp, prompt_mask_bp, np.int32(H), np.uint32(config.seed), np.uint32(k), rows_r
+
+  def _call(self, program: str, bucket: int, *arguments: Any) -> Any:
+    """Calls a program. Where it must be compiled or waited for, that time is this step's, not the running one's."""
+    table = self._run.table
+    executable = table.find(program, bucket, *arguments)
+    if executable is None:
+      self._finish()
+      before = _in_the_foreground(table.compiles)
+      executable = table.compile(program, bucket, *arguments)
+      self._clock.lap("compile" if _in_the_foreground(table.compiles) > before else "compile_wait")
+    return executable(*arguments)
+
+
+def _in_the_foreground(compiles: list[Compile]) -> int:
+  return sum(not compile.ahead for compile in compiles)
+
+
+class _Stopwatch:
+  """Where a step's time goes: laps that follow one another without a gap."""
+
+  def __init__(self):
+    self._laps = dict.fromkeys(("compile", "compile_wait", "reshard", "rollout", "update"), 0.0)
+    self._cpu_laps = {"cpu_seconds": 0.0, "cpu_seconds_compile": 0.0}
+    self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+  def lap(self, name: str) -> None:
+    """Gives the time since the last lap to `name`."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    self._laps[name] += wall - self._wall
+    self._cpu_laps["cpu_seconds_compile" if name.startswith("compile") else "cpu_seconds"] += cpu - self._cpu
+    self._wall, self._cpu = wall, cpu
+
+  def seconds(self) -> dict[str, float]:
+    """`seconds_step` and its parts, wall time; `cpu_seconds` of this process, all threads, but for what the step
+    compiled or waited for a compile: that is `cpu_seconds_compile`."""
+    parts = {f"seconds_{name}": wall for name, wall in self._laps.items()}
+    return {"seconds_step": sum(self._laps.values()), **parts, **self._cpu_laps}
