@@ -2,6 +2,7 @@
 
     all through a run     student (float32 master) | optimizer | teacher
     while a program runs                                             + batch + temporaries (a rollout's hold its cache)
+    while an update runs                                             + the next rollout's weights, already asked for
 
 The model of the temporaries adds up the large arrays that each program makes: those that the weights ask for, and
 those that grow with the rows. What XLA makes of the latter (which of them live at the same time, which are fused away)
@@ -18,10 +19,10 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from opd_jax.config import Config
-from opd_jax.distributed import sharding
+from opd_jax.distributed import DECODING, sharding
 from opd_jax.models import Architecture
 from opd_jax.planning.compiled import CompiledProgram, bytes_on_chip
-from opd_jax.training.programs import Architectures, Program, abstract_models
+from opd_jax.training.programs import Architectures, Program, abstract_model, abstract_models
 
 _FLOAT32 = 4
 
@@ -74,13 +75,23 @@ def cache_bytes(config: Config, models: Architectures, program: Program, mesh: M
   return 2 * bytes_on_chip(jax.ShapeDtypeStruct(shape, jnp.dtype(config.student.dtype), sharding=placed))
 
 
+def queued_bytes(config: Config, models: Architectures, program: Program, mesh: Mesh | AbstractMesh) -> int:
+  """Of one chip, held while a program runs and none of its own: the devices are given the next step's decode layout
+  while an update runs (`training.pipeline`)."""
+  if program.name != "update":
+    return 0
+  return bytes_on_chip(abstract_model(models.student, config.student.dtype, mesh, DECODING))
+
+
 def footprint(
   config: Config, models: Architectures, mesh: Mesh | AbstractMesh, compiled: list[CompiledProgram]
 ) -> Footprint:
   """The roles at the peak of a run whose programs were compiled."""
   lasting = resident(config, models, mesh)
   cache = max((cache_bytes(config, models, row.program, mesh) for row in compiled), default=0)
-  passing = max((row.batch_bytes + row.temp_bytes for row in compiled), default=0)
+  passing = max(
+    (row.batch_bytes + row.temp_bytes + queued_bytes(config, models, row.program, mesh) for row in compiled), default=0
+  )
   return Footprint(lasting.student, lasting.optimizer, lasting.teacher, cache, max(0, passing - cache))
 
 

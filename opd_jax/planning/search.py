@@ -17,7 +17,7 @@ from opd_jax.config import Config
 from opd_jax.distributed.topologies import Topology
 from opd_jax.errors import InputError
 from opd_jax.planning.compiled import CompiledProgram, bytes_on_chip
-from opd_jax.planning.footprint import model_temporaries, resident
+from opd_jax.planning.footprint import model_temporaries, queued_bytes, resident
 from opd_jax.planning.subject import abstract_mesh, check_mesh
 from opd_jax.training.programs import Architectures, Program, list_programs
 
@@ -163,7 +163,8 @@ class Search:
   def _passing(self, config: Config, program: Program, mesh: AbstractMesh) -> float:
     """Bytes of one chip that a program should take while it runs."""
     modelled = model_temporaries(config, self.models, program, mesh)
-    return bytes_on_chip(program.batch) + modelled.fixed + self.scale.get(_key(program), 1.0) * modelled.rows
+    held = bytes_on_chip(program.batch) + queued_bytes(config, self.models, program, mesh)
+    return held + modelled.fixed + self.scale.get(_key(program), 1.0) * modelled.rows
 
 
 def _key(program: Program) -> tuple[str, int]:

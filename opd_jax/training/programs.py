@@ -76,10 +76,11 @@ class Program:
 def abstract_models(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> tuple[TrainState, Model]:
   """The student's whole training state and the teacher, as they live on the mesh all through a run."""
   state = abstract_state(models.student, make_optimizer(config), mesh)
-  return state, _abstract_model(models.teacher, config.teacher.dtype, mesh, TRAINING)
+  return state, abstract_model(models.teacher, config.teacher.dtype, mesh, TRAINING)
 
 
-def _abstract_model(architecture: Architecture, dtype: str, mesh: Mesh | AbstractMesh, layout) -> Model:
+def abstract_model(architecture: Architecture, dtype: str, mesh: Mesh | AbstractMesh, layout: dict) -> Model:
+  """A model's shapes, dtypes and shardings by a column of the axis table."""
   params = {
     path: jax.ShapeDtypeStruct(p.shape, jnp.dtype(dtype), sharding=sharding(mesh, p.axes, p.shape, layout))
     for path, p in parameter_table(architecture).items()
@@ -99,7 +100,7 @@ def list_programs(
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, axes, shape) if shape else None)
 
   def sampling(name: str, role: str, bucket: int, prompts: int, samples: int) -> Program:
-    model = _abstract_model(getattr(models, role), config.student.dtype, mesh, DECODING)
+    model = abstract_model(getattr(models, role), config.student.dtype, mesh, DECODING)
     numbers = (array((), jnp.int32), array((), jnp.uint32), array((), jnp.uint32))  # horizon, seed, step
     batch = (array((prompts, P), jnp.int32), array((prompts, P), jnp.bool_), *numbers)
     rows = prompts * samples
