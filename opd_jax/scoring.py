@@ -42,6 +42,5 @@ def score(
   tokens_bt = jnp.concatenate([prompts_bp, completions_bs], axis=1)
   valid_bt = jnp.concatenate([prompt_mask_bp, completion_mask_bs], axis=1)
   positions_bt = jnp.maximum(jnp.cumsum(valid_bt, axis=1) - 1, 0)
-  causal_tt = jnp.tril(jnp.ones((P + S, P + S), bool))
-  hidden_btd, _ = forward(model, tokens_bt, positions_bt, causal_tt[None] & valid_bt[:, None, :], remat=remat)
+  hidden_btd, _ = forward(model, tokens_bt, positions_bt, valid_bt, remat=remat)
   return hidden_btd[:, P - 1 : P + S - 1]

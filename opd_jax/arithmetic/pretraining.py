@@ -145,12 +145,10 @@ def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
 def _step(model: Model, opt_state, tokens_bt, positions_bt, learning_rate, *, prompt: int, recipe: Recipe):
   """One step of Adam on the completions' cross-entropy: model, optimizer state, loss in nats a token, exact."""
   inputs_bt, targets_bs = tokens_bt[:, :-1], tokens_bt[:, prompt:]
-  b, t = inputs_bt.shape
-  causal_bts = jnp.broadcast_to(jnp.tri(t, dtype=bool), (b, t, t))
 
   def loss_of(params):
     candidate = dataclasses.replace(model, params=params)
-    hidden_btd, _ = forward(candidate, inputs_bt, positions_bt[:, :-1], causal_bts)
+    hidden_btd, _ = forward(candidate, inputs_bt, positions_bt[:, :-1], jnp.ones(inputs_bt.shape, bool))
     logits_bsv = hidden_btd[:, prompt - 1 :] @ candidate.head_vd.T
     loss = optax.softmax_cross_entropy_with_integer_labels(logits_bsv, targets_bs).mean()
     return loss, jnp.all(logits_bsv.argmax(-1) == targets_bs, axis=1).mean()

@@ -9,11 +9,13 @@ when it is loaded, so they are set here, before the first device is asked for.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import math
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -95,9 +97,7 @@ class Topology:
     # A host of several chips is libtpu's default; fewer chips than that are one host.
     bounds = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(shape) == 1 else {}
     try:
-      description = topologies.get_topology_desc(
-        platform="tpu", topology_name=self.name, num_slices=self.slices, **bounds
-      )
+      description = _described(self.name, self.slices, tuple(bounds.items()))
     except jax.errors.JaxRuntimeError as error:
       known = ", ".join(_GENERATIONS[generation].shapes)
       reason = str(error).splitlines()[0]
@@ -113,6 +113,12 @@ class Topology:
       else [f"{generation}:{shape}" for shape in _GENERATIONS[generation].shapes]
     )
     return [other for other in (find_topology(name, self.slices) for name in names) if other.chips > self.chips]
+
+
+@functools.cache
+def _described(name: str, slices: int, settings: tuple[tuple[str, Any], ...]):
+  """libtpu's description; one, so that meshes made of it twice are equal."""
+  return topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices, **dict(settings))
 
 
 def find_topology(name: str, slices: int = 1) -> Topology:

@@ -3,6 +3,7 @@
     architecture, rope            what config.json says
     layers, parameters            the blocks; every parameter declared once, and the table of them
     cache, decoder                keys and values; `forward`, the one model function
+    quantized                     layers' weights in int8
     tensors, huggingface, saving  checkpoints in and out
 
 `load` reads a checkpoint, `forward` runs it, `save` writes one that transformers loads.
@@ -13,6 +14,7 @@ from opd_jax.models.cache import Cache
 from opd_jax.models.decoder import Model, forward, initialize, logits
 from opd_jax.models.huggingface import check, load, read_architecture
 from opd_jax.models.parameters import Parameter, parameter_table, specs
+from opd_jax.models.quantized import parameter_specs, quantize, quantize_and_free
 from opd_jax.models.rope import Rope
 from opd_jax.models.saving import save
 
@@ -27,7 +29,10 @@ __all__ = [
   "initialize",
   "load",
   "logits",
+  "parameter_specs",
   "parameter_table",
+  "quantize",
+  "quantize_and_free",
   "read_architecture",
   "save",
   "specs",

@@ -5,7 +5,8 @@
                        prompt         |
 
 The arrays are carried through the layer scan and updated in place at (layer, slot). As inputs and outputs of the
-scan they would be copied whole at every decoded token.
+scan they would be copied whole at every decoded token. They lie as a decode step's two products read them: keys with
+the slots last (scores of many slots at once), values with the slots before the head's width.
 """
 
 from dataclasses import dataclass
@@ -15,39 +16,65 @@ import jax.numpy as jnp
 
 from opd_jax.distributed import constrain
 from opd_jax.models.architecture import Architecture
+from opd_jax.models.attention import MASKED
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-  """Keys (rotated) and values, each [L, B, S, K, H]."""
+  """Keys (rotated) [L, B, K, H, S] and values [L, B, K, S, H]."""
 
-  keys_lbskh: jax.Array
-  values_lbskh: jax.Array
+  keys_lbkhs: jax.Array
+  values_lbksh: jax.Array
 
   @classmethod
   def empty(cls, config: Architecture, batch: int, width: int, dtype) -> "Cache":
     """Zeros for `batch` rows of `width` slots. Zeros, not garbage: a masked slot still enters 0 * value."""
-    shape = (config.layers, batch, width, config.kv_heads, config.head_dim)
-    return cls(_placed(jnp.zeros(shape, dtype)), _placed(jnp.zeros(shape, dtype)))
+    row = (config.layers, batch, config.kv_heads)
+    keys_lbkhs = jnp.zeros((*row, config.head_dim, width), dtype)
+    return cls(_keys(keys_lbkhs), _values(jnp.zeros((*row, width, config.head_dim), dtype)))
+
+  @property
+  def slots(self) -> int:
+    return self.values_lbksh.shape[3]
+
+  def fork(self, samples: int, room: int) -> "Cache":
+    """Each row `samples` times, neighbours, with `room` empty slots behind those that there are."""
+
+    def widen(array: jax.Array, axis: int) -> jax.Array:
+      padding = [(0, room if i == axis else 0) for i in range(array.ndim)]
+      return jnp.pad(jnp.repeat(array, samples, axis=1), padding)
+
+    return Cache(_keys(widen(self.keys_lbkhs, 4)), _values(widen(self.values_lbksh, 3)))
 
   def write(self, layer: jax.Array, start: jax.Array | int, key_btkh: jax.Array, value_btkh: jax.Array) -> "Cache":
     """The cache with T new keys and values in slots [start, start + T) of one layer."""
-    at = (layer, 0, start, 0, 0)
+    keys, values, update = self.keys_lbkhs, self.values_lbksh, jax.lax.dynamic_update_slice
+    key_bkht, value_bkth = key_btkh.transpose(0, 2, 3, 1), value_btkh.transpose(0, 2, 1, 3)
     return Cache(
-      _placed(jax.lax.dynamic_update_slice(self.keys_lbskh, key_btkh[None].astype(self.keys_lbskh.dtype), at)),
-      _placed(jax.lax.dynamic_update_slice(self.values_lbskh, value_btkh[None].astype(self.values_lbskh.dtype), at)),
+      _keys(update(keys, key_bkht[None].astype(keys.dtype), (layer, 0, 0, 0, start))),
+      _values(update(values, value_bkth[None].astype(values.dtype), (layer, 0, 0, start, 0))),
     )
 
-  def read(self, layer: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
-    """Keys and values of one layer's first `slots` slots, each [B, S, K, H]."""
-    _, batch, _, heads, width = self.keys_lbskh.shape
-    at, size = (layer, 0, 0, 0, 0), (1, batch, slots, heads, width)
-    return (
-      jax.lax.dynamic_slice(self.keys_lbskh, at, size)[0],
-      jax.lax.dynamic_slice(self.values_lbskh, at, size)[0],
-    )
+  def attend(self, layer: jax.Array, query_btnh: jax.Array, keys_bs: jax.Array) -> jax.Array:
+    """[B, T, N, H]: `attention.attend` over the first S slots of one layer, where the T queries stand last."""
+    b, t, n, h = query_btnh.shape
+    s, k = keys_bs.shape[1], self.values_lbksh.shape[2]
+    key_bkhs = jax.lax.dynamic_slice(self.keys_lbkhs, (layer, 0, 0, 0, 0), (1, b, k, h, s))[0]
+    value_bksh = jax.lax.dynamic_slice(self.values_lbksh, (layer, 0, 0, 0, 0), (1, b, k, s, h))[0]
+    seen_bts = keys_bs[:, None, :]
+    if t > 1:
+      seen_bts &= jnp.arange(s) <= s - t + jnp.arange(t)[:, None]
+    query_btkgh = query_btnh.reshape(b, t, k, n // k, h)
+    scores_bkgts = jnp.einsum("btkgh,bkhs->bkgts", query_btkgh, key_bkhs, preferred_element_type=jnp.float32)
+    scores_bkgts = jnp.where(seen_bts[:, None, None], scores_bkgts * h**-0.5, MASKED)
+    weights_bkgts = jax.nn.softmax(scores_bkgts, axis=-1).astype(value_bksh.dtype)
+    return jnp.einsum("bkgts,bksh->btkgh", weights_bkgts, value_bksh).reshape(b, t, n, h)
 
 
-def _placed(array_lbskh: jax.Array) -> jax.Array:
-  return constrain(array_lbskh, "layers", "batch", "length", "kv_heads", "head_dim")
+def _keys(array_lbkhs: jax.Array) -> jax.Array:
+  return constrain(array_lbkhs, "layers", "batch", "kv_heads", "head_dim", "length")
+
+
+def _values(array_lbksh: jax.Array) -> jax.Array:
+  return constrain(array_lbksh, "layers", "batch", "kv_heads", "length", "head_dim")

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import qwix
 from flax import nnx
 
 from opd_jax.distributed import constrain
 from opd_jax.errors import InputError
 from opd_jax.models.architecture import Architecture
+from opd_jax.models.attention import attend
 from opd_jax.models.cache import Cache
 from opd_jax.models.parameters import graph, random_parameters
 from opd_jax.models.rope import angles
@@ -27,7 +29,8 @@ class Model:
   """Parameters and what they mean. A pytree: jit and grad see the arrays, `config` is static.
 
   Attributes:
-    params: nested dict of arrays, the paths of `parameters.parameter_table`.
+    params: nested dict of arrays, the paths of `parameters.parameter_table`; layers' weights may be in int8 with their
+      scales (`quantized.quantize`).
     config: the architecture; hashable.
   """
 
@@ -35,13 +38,26 @@ class Model:
   config: Architecture = field(metadata={"static": True})
 
   def astype(self, dtype) -> "Model":
-    """The same model with every parameter in `dtype`."""
-    return replace(self, params=jax.tree.map(lambda x: x.astype(dtype), self.params))
+    """The same model with every parameter in `dtype`; what is in int8 stays so, and is made into `dtype` when used."""
+    params = jax.tree.map(lambda x: x if _is_int8(x) else x.astype(dtype), self.params, is_leaf=_is_int8)
+    return replace(self, params=params)
 
   @property
   def head_vd(self) -> jax.Array:
     """The output head, [V, D]: the embedding where the two are tied."""
     return self.params["embed_vd" if self.config.tied_head else "head_vd"]
+
+  def split_head(self) -> jax.Array:
+    """The output head split over the mesh's `tensor` axis, [W, D]; W > V where `tensor` does not divide V.
+
+        V = 41, tensor = 4     rows 0 .. 10 | 11 .. 21 | 22 .. 32 | 33 .. 40 and 3 of zeros
+
+    Products with rows past V mean nothing: whoever makes them masks them. Parameters and checkpoints keep V rows, so
+    that they restore on any mesh; where V divides, or without a mesh, this is `head_vd`.
+    """
+    head_vd, mesh = self.head_vd, jax.sharding.get_abstract_mesh()
+    missing = 0 if mesh.empty else -head_vd.shape[0] % mesh.shape["tensor"]
+    return constrain(jnp.pad(head_vd, ((0, missing), (0, 0))), "vocab", None) if missing else head_vd
 
 
 def initialize(config: Architecture, key: jax.Array, dtype, mesh: jax.sharding.Mesh | None = None) -> Model:
@@ -53,36 +69,38 @@ def forward(
   model: Model,
   tokens_bt: jax.Array,
   positions_bt: jax.Array,
-  mask_bts: jax.Array,
+  keys_bs: jax.Array,
   cache: Cache | None = None,
   start: jax.Array | int = 0,
   *,
+  stages: tuple[int, ...] = (),
   remat: bool = False,
 ) -> tuple[jax.Array, Cache | None]:
   """Hidden states after the final norm, [B, T, D] in the parameters' dtype, and the cache with T more slots.
 
-                 slot s = 0 .. S-1
-    query t = 0  [ x . . . . . . ]
-            1    [ x x . . . . . ]    x: mask_bts[b, t, s], query t of row b attends slot s
-            2    [ x x x . . . . ]
-
   Without a cache S = T: the keys are the tokens' own. With one, the T new keys and values are first written to slots
-  [start, start + T), then the first S slots are attended: prefill reads the prompt's slots only, decode all of them.
+  [start, start + T), then the first S slots are attended: a prefill (S = T, from slot 0) reads its own keys, decode
+  those slots up to its own or any number more. The T queries stand for the last T of the S slots and see none after
+  themselves (`attention`), so slots that are not written yet are told by `keys_bs`. `stages` spares reading them:
+
+      S = 2080, stages (288, 544, 1056)     a token written to slot 300 attends the first 544 slots
 
   Args:
     model: parameters [L, ...] and architecture.
     tokens_bt: ids, [B, T] integers.
     positions_bt: rotary position of every token, [B, T] integers; anything for padding.
-    mask_bts: [B, T, S] bool. A row of it without any True gives finite output.
+    keys_bs: [B, S] bool, true where a slot holds a token. A query that sees none gives finite output.
     cache: None, or one of at least S slots.
     start: first slot to write; may be traced.
+    stages: numbers of slots, each a branch of the program; which of them (or S) is read follows from `start`. For T = 1.
     remat: recompute each layer in the backward pass instead of keeping its activations.
 
   Raises ValueError where the mask's shape does not fit.
   """
-  width, slots = mask_bts.shape[2], tokens_bt.shape[1] if cache is None else cache.keys_lbskh.shape[2]
-  if mask_bts.shape[:2] != tokens_bt.shape or width > slots or (cache is None and width < slots):
-    raise ValueError(f"mask {mask_bts.shape} does not fit tokens {tokens_bt.shape} and {slots} key slots")
+  (rows, t), width = tokens_bt.shape, keys_bs.shape[1]
+  slots = t if cache is None else cache.slots
+  if keys_bs.shape[0] != rows or not t <= width <= slots:
+    raise ValueError(f"mask {keys_bs.shape} does not fit tokens {tokens_bt.shape} and {slots} key slots")
   config = model.config
   decoder = nnx.merge(graph(config)[0], model.params)
   layer_graph, layer_params = nnx.split(decoder.layers)
@@ -94,17 +112,40 @@ def forward(
   def body(carry: tuple[jax.Array, Cache | None], scanned: tuple[jax.Array, nnx.State]):
     hidden_btd, cache = carry
     index, params = scanned
-    layer = nnx.merge(layer_graph, params)
+    layer = nnx.merge(layer_graph, _dequantize(params, hidden_btd.dtype))
     query, key, value = layer.queries_keys_values(hidden_btd, cos_bth, sin_bth)
     if cache is not None:
       cache = cache.write(index, start, key, value)
-      key, value = cache.read(index, width)
-    return (layer(hidden_btd, query, key, value, mask_bts), cache), None
+    if t == width:
+      mixed_btnh = attend(query, key, value, keys_bs)
+    else:
+      mixed_btnh = _attend_stage(cache, index, query, keys_bs, start + t, stages)
+    return (layer(hidden_btd, mixed_btnh), cache), None
 
   # Inside a scan nothing can be merged across layers, so the barrier against it would only cost speed.
   body = jax.checkpoint(body, prevent_cse=False) if remat else body
   (hidden_btd, cache), _ = jax.lax.scan(body, (hidden_btd, cache), (jnp.arange(config.layers), layer_params))
   return decoder.norm(hidden_btd), cache
+
+
+def _is_int8(x) -> bool:
+  return isinstance(x, qwix.QArray)
+
+
+def _dequantize(params: nnx.State, dtype) -> nnx.State:
+  """The parameters with those in int8 multiplied out."""
+  return jax.tree.map(lambda x: qwix.dequantize(x).astype(dtype) if _is_int8(x) else x, params, is_leaf=_is_int8)
+
+
+def _attend_stage(cache: Cache, layer, query_btnh, keys_bs, filled, stages: tuple[int, ...]) -> jax.Array:
+  """[B, T, N, H]: the first of `stages` slots that hold `filled` are attended; all that the mask has are the last."""
+  widths = (*(stage for stage in sorted(stages) if stage < keys_bs.shape[1]), keys_bs.shape[1])
+
+  def branch(width: int):
+    return lambda cache, query_btnh: cache.attend(layer, query_btnh, keys_bs[:, :width])
+
+  stage = jnp.searchsorted(jnp.asarray(widths), filled, method="compare_all")
+  return jax.lax.switch(stage, [branch(width) for width in widths], cache, query_btnh)
 
 
 def logits(model: Model, tokens_bt) -> jax.Array:
@@ -130,6 +171,5 @@ def logits(model: Model, tokens_bt) -> jax.Array:
 @jax.jit
 def _logits(model: Model, tokens_bt: jax.Array) -> jax.Array:
   b, t = tokens_bt.shape
-  mask_bts = jnp.broadcast_to(jnp.tri(t, dtype=bool), (b, t, t))
-  hidden_btd, _ = forward(model, tokens_bt, jnp.broadcast_to(jnp.arange(t), (b, t)), mask_bts)
+  hidden_btd, _ = forward(model, tokens_bt, jnp.broadcast_to(jnp.arange(t), (b, t)), jnp.ones((b, t), bool))
   return jnp.einsum("btd,vd->btv", hidden_btd, model.head_vd, preferred_element_type=jnp.float32)

@@ -19,10 +19,6 @@ from opd_jax.distributed import constrain
 from opd_jax.models.architecture import Architecture
 from opd_jax.models.rope import rotate
 
-# Scores of keys that may not be attended. Finite, so that a row without any allowed key (left padding) gets a
-# uniform average that nobody reads, instead of NaN that would spread through gradients.
-_MASKED = -1e30
-
 
 def _declare(shape: tuple[int, ...], axes: tuple[str | None, ...], key: str, initializer) -> nnx.Param:
   """A parameter without a value: its shape, and the metadata from which everything else about it follows."""
@@ -73,9 +69,7 @@ class Attention(nnx.Module):
 
   def project(self, x_btd: jax.Array, cos_bth: jax.Array, sin_bth: jax.Array):
     """Queries [B, T, N, H] and keys [B, T, K, H], normed and rotated, and values [B, T, K, H]."""
-    query = jnp.einsum("btd,nhd->btnh", x_btd, self.query_nhd[...])
-    key = jnp.einsum("btd,khd->btkh", x_btd, self.key_khd[...])
-    value = jnp.einsum("btd,khd->btkh", x_btd, self.value_khd[...])
+    query, key, value = (_by_head(x_btd, w[...]) for w in (self.query_nhd, self.key_khd, self.value_khd))
     if self.config.qkv_bias:
       query, key = query + self.query_bias_nh[...], key + self.key_bias_kh[...]
       value = value + self.value_bias_kh[...]
@@ -85,17 +79,18 @@ class Attention(nnx.Module):
     key = constrain(rotate(key, cos_bth, sin_bth), "batch", "length", "kv_heads", "head_dim")
     return query, key, constrain(value, "batch", "length", "kv_heads", "head_dim")
 
-  def attend(self, query_btnh: jax.Array, key_bskh: jax.Array, value_bskh: jax.Array, mask_bts: jax.Array):
-    """[B, T, D]: query head n reads key-value head n // G, without repeating keys or values."""
-    b, t, n, h = query_btnh.shape
-    k = key_bskh.shape[2]
-    query_btkgh = query_btnh.reshape(b, t, k, n // k, h)
-    scores_bkgts = jnp.einsum("btkgh,bskh->bkgts", query_btkgh, key_bskh, preferred_element_type=jnp.float32)
-    scores_bkgts = jnp.where(mask_bts[:, None, None], scores_bkgts * h**-0.5, _MASKED)
-    weights_bkgts = jax.nn.softmax(scores_bkgts, axis=-1).astype(value_bskh.dtype)
-    mixed_btnh = jnp.einsum("bkgts,bskh->btkgh", weights_bkgts, value_bskh).reshape(b, t, n, h)
-    out_btd = jnp.einsum("btnh,dnh->btd", mixed_btnh, self.output_dnh[...])
+  def merge(self, mixed_btnh: jax.Array) -> jax.Array:
+    """[B, T, D]: what the heads read, projected back."""
+    b, t, n, h = mixed_btnh.shape
+    output_de = self.output_dnh[...].reshape(-1, n * h)
+    out_btd = jnp.einsum("bte,de->btd", mixed_btnh.reshape(b, t, n * h), output_de)
     return out_btd + self.output_bias_d[...] if self.config.output_bias else out_btd
+
+
+def _by_head(x_btd: jax.Array, weight_nhd: jax.Array) -> jax.Array:
+  """[B, T, N, H]. One matrix [N*H, D]: a product with two free axes of weights makes XLA transpose them every time."""
+  n, h, d = weight_nhd.shape
+  return jnp.einsum("btd,ed->bte", x_btd, weight_nhd.reshape(n * h, d)).reshape(*x_btd.shape[:2], n, h)
 
 
 class MLP(nnx.Module):
@@ -128,10 +123,9 @@ class Layer(nnx.Module):
     """First half of the block, up to where a cache may stand between new keys and attended keys."""
     return self.attention.project(self.attention_norm(hidden_btd), cos_bth, sin_bth)
 
-  def __call__(self, hidden_btd, query_btnh, key_bskh, value_bskh, mask_bts) -> jax.Array:
-    """Second half: [B, T, D] after attention and MLP."""
-    mixed_btd = self.attention.attend(query_btnh, key_bskh, value_bskh, mask_bts)
-    hidden_btd = constrain(hidden_btd + mixed_btd, "batch", "length", None)
+  def __call__(self, hidden_btd: jax.Array, mixed_btnh: jax.Array) -> jax.Array:
+    """Second half: [B, T, D] after the heads have read, and after the MLP."""
+    hidden_btd = constrain(hidden_btd + self.attention.merge(mixed_btnh), "batch", "length", None)
     return constrain(hidden_btd + self.mlp(self.mlp_norm(hidden_btd)), "batch", "length", None)
 
 

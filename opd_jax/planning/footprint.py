@@ -21,6 +21,7 @@ from jax.sharding import AbstractMesh, Mesh
 from opd_jax.config import Config
 from opd_jax.distributed import DECODING, sharding
 from opd_jax.models import Architecture
+from opd_jax.models.attention import queries_at_once
 from opd_jax.planning.compiled import CompiledProgram, bytes_on_chip
 from opd_jax.training.programs import Architectures, Program, abstract_model, abstract_models
 
@@ -133,7 +134,7 @@ def _generating(config: Config, models: Architectures, program: Program, mesh: M
   weights = 2 * width * _layer_parameters(a) // tensor
   head = width * a.vocab_size * a.hidden_size // tensor
   logits = 3 * _FLOAT32 * rows * a.vocab_size // tensor
-  prefill = prompts * (2 * _FLOAT32 * a.heads // tensor * P * P + P * _activations(a, width, tensor))
+  prefill = prompts * (2 * _FLOAT32 * a.heads // tensor * queries_at_once(P) * P + P * _activations(a, width, tensor))
   decode = 2 * _FLOAT32 * rows * a.heads // tensor * (P + program.bucket)
   return Temporaries(weights + head, cache_bytes(config, models, program, mesh) + max(prefill, decode + logits))
 
@@ -146,9 +147,12 @@ def _updating(config: Config, models: Architectures, program: Program, mesh: Mes
   rows = -(-program.rows // config.optimizer.micro_batches // parts)
   T = config.rollout.max_prompt + program.bucket
 
-  def layer(a: Architecture, width: int) -> int:
-    """Activations of one layer: dense attention keeps [rows, N, T, T], once as float32 and once as weights."""
-    return rows * (T * _activations(a, width, tensor) + (_FLOAT32 + width) * a.heads // tensor * T * T)
+  def activations(a: Architecture, width: int) -> int:
+    return rows * T * _activations(a, width, tensor)
+
+  def scores(a: Architecture, width: int) -> int:
+    """[rows, N, queries, T], once as float32 and once as weights."""
+    return rows * (_FLOAT32 + width) * a.heads // tensor * queries_at_once(T) * T
 
   # A gradient in the computation's dtype, one in float32; accumulation carries a float32 sum in and out of its loop.
   per_parameter = width + _FLOAT32 * (1 if config.optimizer.micro_batches == 1 else 3)
@@ -157,8 +161,12 @@ def _updating(config: Config, models: Architectures, program: Program, mesh: Mes
   states = 2 * rows * program.bucket * (width * student.hidden_size + teacher_width * teacher.hidden_size)
   kept = student.layers * rows * T * width * student.hidden_size
   if not config.student.remat:
-    kept += student.layers * layer(student, width)
-  passing = max(2 * layer(student, width), layer(teacher, teacher_width))
+    dense = queries_at_once(T) == T  # blocks of scores are computed again in the backward pass
+    kept += student.layers * (activations(student, width) + (scores(student, width) if dense else 0))
+  passing = max(
+    2 * (activations(student, width) + scores(student, width)),
+    activations(teacher, teacher_width) + scores(teacher, teacher_width),
+  )
   return Temporaries(weights + heads // tensor, states + kept + passing)
 
 

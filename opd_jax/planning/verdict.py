@@ -193,8 +193,7 @@ def _hopeless(search: Search, config: Config, topology: Topology) -> str:
   needed = _size(search.peak(config, topology))
   return (
     f"It needs about {needed} of {_size(topology.hbm_bytes)} a chip, and neither a larger topology of this "
-    "kind nor one row a chip helps: shorten the horizon (dense attention of the update grows with its square), or "
-    "take smaller models."
+    "kind nor one row a chip helps: shorten the horizon, or take smaller models."
   )
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import jax
 
 from opd_jax.distributed import DECODING
-from opd_jax.models import Model, specs
+from opd_jax.models import Model, parameter_specs
 
 
 def decode_layout(model: Model, *, bucket: int, dtype) -> Model:
@@ -21,5 +21,5 @@ def decode_layout(model: Model, *, bucket: int, dtype) -> Model:
   model, mesh = model.astype(dtype), jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return model
-  placed = jax.lax.with_sharding_constraint(model.params, specs(model.config, mesh, DECODING))
+  placed = jax.lax.with_sharding_constraint(model.params, parameter_specs(model, mesh, DECODING))
   return dataclasses.replace(model, params=placed)

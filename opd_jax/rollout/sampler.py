@@ -58,12 +58,14 @@ def sample_completions(
     The Rollout of R rows, tokens_bs [R, P + bucket].
   """
   B, P = prompts_bp.shape
+  import os; stages=eval(os.environ.get('STAGES','()'))
   R = rows_r.shape[0]
   keys_r = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), row))(rows_r)
   eos_e = jnp.asarray(eos_ids, jnp.int32)
+  head_vd = model.split_head()  # here, so that the loop has it ready
 
   def draw(hidden_rd, t):
-    logits_rv = jnp.einsum("rd,vd->rv", hidden_rd, model.head_vd, preferred_element_type=jnp.float32)
+    logits_rv = jnp.einsum("rd,vd->rv", hidden_rd, head_vd, preferred_element_type=jnp.float32)
     keys_t = jax.vmap(lambda key: jax.random.fold_in(key, t))(keys_r)
     return sample(constrain(logits_rv, "batch", "vocab"), keys_t, sampling, vocab_size)
 
@@ -77,20 +79,17 @@ def sample_completions(
     mask_rs = column(mask_rs, ~done_r[:, None])
     return (tokens_rs, logprob_rs, mask_rs, done_r | (token_r[:, None] == eos_e).any(-1)), token_r
 
-  # Prefill: the P prompt slots attend among themselves; rows that are padding there attend nothing.
-  causal_pp = jnp.tril(jnp.ones((P, P), bool))
+  # Prefill: the P prompt slots attend among themselves; those that are padding attend nothing.
   positions_bp = jnp.maximum(jnp.cumsum(prompt_mask_bp, axis=1) - 1, 0)
   hidden_bpd, cache = forward(
     model,
     prompts_bp,
     positions_bp,
-    causal_pp[None] & prompt_mask_bp[:, None, :],
+    prompt_mask_bp,
     Cache.empty(model.config, B, P, model.head_vd.dtype),
   )
-  # The samples of a prompt are copies of its prefill; then room for the completion.
   repeat = R // B
-  room = ((0, 0), (0, 0), (0, bucket), (0, 0), (0, 0))
-  cache = jax.tree.map(lambda x_lbskh: jnp.pad(jnp.repeat(x_lbskh, repeat, axis=1), room), cache)
+  cache = cache.fork(repeat, bucket)
   hidden_rd = jnp.repeat(hidden_bpd[:, -1], repeat, axis=0)
   prompt_mask_rp = jnp.repeat(prompt_mask_bp, repeat, axis=0)
   length_r = prompt_mask_rp.sum(1, dtype=jnp.int32)
@@ -112,7 +111,7 @@ def sample_completions(
     t, state, token_r, cache = carry  # token_r is the token of column t - 1: it goes into slot P + t - 1
     key_mask_rs = jnp.concatenate([prompt_mask_rp, jnp.broadcast_to(jnp.arange(bucket) < t, (R, bucket))], axis=1)
     hidden_r1d, cache = forward(
-      model, token_r[:, None], (length_r + t - 1)[:, None], key_mask_rs[:, None, :], cache, P + t - 1
+      model, token_r[:, None], (length_r + t - 1)[:, None], key_mask_rs, cache, P + t - 1, stages=stages
     )
     state, token_r = record(state, t, *draw(hidden_r1d[:, 0], t))
     return t + 1, state, token_r, cache

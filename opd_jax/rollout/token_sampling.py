@@ -1,4 +1,15 @@
-"""From one position's logits to one token, in float32: temperature, top-k, top-p, and a key of the row's own."""
+"""From one position's logits to one token, in float32: temperature, top-k, top-p, and a key of the row's own.
+
+A draw by argmax(log weight + Gumbel noise) needs noise for every id of the vocabulary. Made in two steps it needs 128
+numbers of noise for blocks of ids, then one for each id of the block that was drawn:
+
+    weights exp(z - max z)   [ . . . . | . . . . | . . . . | . . . . ]
+    their sums, with noise       s0        s1       (s2)       s3          one of 128 blocks
+    weights of s2, with noise                   [ . . (.) . ]              one of V / 128 ids
+
+That is exactly one draw among all ids: P(block) P(id | block) = sum / total * weight / sum. 128 divides the vocabularies
+in use, and is divided by every `tensor` axis of a power of two, so a block lies on one device.
+"""
 
 import dataclasses
 
@@ -6,6 +17,8 @@ import jax
 import jax.numpy as jnp
 
 MASKED = -1e30  # a finite minus infinity: no inf - inf anywhere downstream
+
+_BLOCKS = 128  # a constant: an id's noise must not depend on how the vocabulary is sharded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,34 +43,77 @@ def sample(logits_bv: jax.Array, keys_b: jax.Array, sampling: Sampling, vocab_si
     tokens_b int32 [B], and logprob_b float32 [B]: the token's log-probability under the temperature-scaled softmax
     before top-k and top-p (temperature 1 when greedy).
   """
-  logits_bv = jnp.where(jnp.arange(logits_bv.shape[-1]) < vocab_size, logits_bv.astype(jnp.float32), MASKED)
+  logits_bv = logits_bv.astype(jnp.float32)
+  if vocab_size < logits_bv.shape[1]:
+    logits_bv = jnp.where(jnp.arange(logits_bv.shape[1]) < vocab_size, logits_bv, MASKED)
   if sampling.temperature == 0:
-    tokens_b = jnp.argmax(logits_bv, axis=-1)
-  else:
-    logits_bv = logits_bv / sampling.temperature
-    kept_bv = _top_p(_top_k(logits_bv, sampling.top_k), sampling.top_p)
-    # argmax(logits + Gumbel noise) draws from the softmax; noise by row key, whole vocabulary, whatever the sharding.
-    noise_bv = jax.vmap(lambda key: jax.random.gumbel(key, logits_bv.shape[-1:], jnp.float32))(keys_b)
-    tokens_b = jnp.argmax(kept_bv + noise_bv, axis=-1)
-  logprob_bv = jax.nn.log_softmax(logits_bv, axis=-1)
-  logprob_b = jnp.take_along_axis(logprob_bv, tokens_b[:, None], axis=-1)[:, 0]
-  return tokens_b.astype(jnp.int32), logprob_b
+    tokens_b, largest_b = _most_probable(logits_bv)
+    return tokens_b, -jnp.log(jnp.exp(logits_bv - largest_b[:, None]).sum(axis=-1))
+  logits_bv = logits_bv / sampling.temperature
+  weights_bv = jnp.exp(logits_bv - logits_bv.max(axis=-1, keepdims=True))
+  kept_bv = _top_p(_top_k(weights_bv, sampling.top_k), sampling.top_p)
+  tokens_b, weight_b = _draw(kept_bv, keys_b)
+  return tokens_b, jnp.log(weight_b / weights_bv.sum(axis=-1))
 
 
-def _top_k(logits_bv: jax.Array, k: int) -> jax.Array:
-  """Masks all but the `k` largest logits (and any that tie with the k-th)."""
-  if k <= 0 or k >= logits_bv.shape[-1]:
-    return logits_bv
-  threshold_b1 = jax.lax.top_k(logits_bv, k)[0][:, -1:]
-  return jnp.where(logits_bv >= threshold_b1, logits_bv, MASKED)
+def _draw(weights_bv: jax.Array, keys_b: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """An id of each row, drawn in proportion to the weights, and its weight."""
+  weights_bnk = _blocks(weights_bv, 0.0)
+  noise_bi = jax.vmap(lambda key: jax.random.gumbel(key, (_BLOCKS + weights_bnk.shape[2],), jnp.float32))(keys_b)
+  block_b = jnp.argmax(jnp.log(weights_bnk.sum(axis=-1)) + noise_bi[:, :_BLOCKS], axis=-1)
+  return _within(weights_bnk, block_b, lambda weights_bk: jnp.log(weights_bk) + noise_bi[:, _BLOCKS:])
 
 
-def _top_p(logits_bv: jax.Array, p: float) -> jax.Array:
-  """Masks all but the smallest set of most probable tokens whose mass reaches `p` (at least one token)."""
+def _most_probable(logits_bv: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The first id of each row with the largest logit, and that logit. Maxima vectorise; a long argmax does not."""
+  logits_bnk = _blocks(logits_bv, MASKED)
+  return _within(logits_bnk, jnp.argmax(logits_bnk.max(axis=-1), axis=-1), lambda logits_bk: logits_bk)
+
+
+def _blocks(values_bv: jax.Array, padding: float) -> jax.Array:
+  """[B, 128, K] of [B, V], filled up with `padding` to a multiple of 128."""
+  filled_bv = jnp.pad(values_bv, ((0, 0), (0, -values_bv.shape[1] % _BLOCKS)), constant_values=padding)
+  return filled_bv.reshape(len(values_bv), _BLOCKS, -1)
+
+
+def _within(values_bnk: jax.Array, block_b: jax.Array, score) -> tuple[jax.Array, jax.Array]:
+  """The id of largest score in each row's block, and its value."""
+  values_bk = jnp.take_along_axis(values_bnk, block_b[:, None, None], axis=1)[:, 0]
+  place_b = jnp.argmax(score(values_bk), axis=-1)
+  value_b = jnp.take_along_axis(values_bk, place_b[:, None], axis=-1)[:, 0]
+  return (block_b * values_bnk.shape[2] + place_b).astype(jnp.int32), value_b
+
+
+def _top_k(weights_bv: jax.Array, k: int) -> jax.Array:
+  """Zero for all but the `k` largest weights (and any that tie with the k-th)."""
+  if k <= 0 or k >= weights_bv.shape[-1]:
+    return weights_bv
+  return _largest(weights_bv, lambda kept_bv: kept_bv.sum(axis=-1, dtype=jnp.int32) >= k)
+
+
+def _top_p(weights_bv: jax.Array, p: float) -> jax.Array:
+  """Zero for all but the largest weights that reach the share `p` of the sum (at least one, and any that tie)."""
   if p >= 1:
-    return logits_bv
-  sorted_bv = -jnp.sort(-logits_bv, axis=-1)
-  probability_bv = jax.nn.softmax(sorted_bv, axis=-1)
-  before_bv = jnp.cumsum(probability_bv, axis=-1) - probability_bv  # mass of the tokens ahead of this one
-  threshold_b1 = jnp.min(jnp.where(before_bv < p, sorted_bv, jnp.inf), axis=-1, keepdims=True)
-  return jnp.where(logits_bv >= threshold_b1, logits_bv, MASKED)
+    return weights_bv
+  wanted_b = p * weights_bv.sum(axis=-1)
+  return _largest(weights_bv, lambda kept_bv: jnp.where(kept_bv, weights_bv, 0).sum(axis=-1) >= wanted_b)
+
+
+def _largest(weights_bv: jax.Array, enough) -> jax.Array:
+  """Zero for all but the fewest largest weights that are `enough` (bool [B, V] -> bool [B]); weights lie in 0..1.
+
+  The threshold is found by bisection over the bits of a float32, which are ordered as the numbers are: 30 sums, no sort
+  of the vocabulary, and where it is sharded only [B] numbers travel.
+  """
+  bits_bv = jax.lax.bitcast_convert_type(weights_bv, jnp.int32)
+
+  def halve(_, bounds):
+    low_b, high_b = bounds
+    middle_b = (low_b + high_b) // 2
+    enough_b = enough(bits_bv >= middle_b[:, None])
+    return jnp.where(enough_b, middle_b, low_b), jnp.where(enough_b, high_b, middle_b)
+
+  least = jnp.zeros(len(weights_bv), jnp.int32)
+  beyond = jax.lax.bitcast_convert_type(jnp.ones(len(weights_bv), jnp.float32), jnp.int32) + 1
+  threshold_b, _ = jax.lax.fori_loop(0, 30, halve, (least, beyond))
+  return jnp.where(bits_bv >= threshold_b[:, None], weights_bv, 0)

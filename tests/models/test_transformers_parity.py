@@ -48,12 +48,11 @@ def greedy(model: models.Model, tokens_bp, new: int):
   """Prefill, then `new` - 1 decode steps through the cache."""
   b, p = tokens_bp.shape
   cache = models.Cache.empty(model.config, b, p + new, jnp.float32)
-  causal = jnp.broadcast_to(jnp.tri(p, dtype=bool), (b, p, p))
-  hidden_bpd, cache = models.forward(model, tokens_bp, jnp.tile(jnp.arange(p), (b, 1)), causal, cache)
+  hidden_bpd, cache = models.forward(model, tokens_bp, jnp.tile(jnp.arange(p), (b, 1)), jnp.ones((b, p), bool), cache)
 
   def step(carry, slot):
     token_b, cache = carry
-    seen = jnp.broadcast_to(jnp.arange(p + new) <= slot, (b, 1, p + new))
+    seen = jnp.broadcast_to(jnp.arange(p + new) <= slot, (b, p + new))
     hidden_b1d, cache = models.forward(model, token_b[:, None], jnp.full((b, 1), slot), seen, cache, slot)
     return (jnp.argmax(hidden_b1d[:, 0] @ model.head_vd.T, axis=-1), cache), token_b
 

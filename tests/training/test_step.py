@@ -116,7 +116,7 @@ def test_loss_and_gradient_are_those_of_the_definition(pair, batch, kind, monkey
 
   def differentiable_logits(model, tokens):
     length = tokens.shape[1]
-    hidden, _ = models.forward(model, tokens, jnp.arange(length)[None], jnp.tri(length, dtype=bool)[None])
+    hidden, _ = models.forward(model, tokens, jnp.arange(length)[None], jnp.ones((1, length), bool))
     return hidden @ model.head_vd.T
 
   monkeypatch.setattr(models, "logits", differentiable_logits)
