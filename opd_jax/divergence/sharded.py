@@ -23,8 +23,8 @@ def over_mesh(mesh: Mesh, problem: Problem, run: Callable, inputs: Inputs, per_t
   """Runs an implementation on every device.
 
   Args:
-    mesh: its axis `tensor` (if it has one) splits the vocabulary, all others the tokens. Heads whose rows do not split
-      evenly are padded (copied) first; padded rows get no gradient.
+    mesh: its axis `tensor` (if it has one) splits the vocabulary, all others the tokens. A student's head whose rows do
+      not split evenly is padded (copied) first, and so is a teacher's of another length; padded rows get no gradient.
     problem: the call.
     run: (problem, inputs, per_token, axis) -> (per-token results, d_hidden or None, d_head or None), of one device.
     inputs: the arrays, whole.
@@ -45,8 +45,9 @@ def over_mesh(mesh: Mesh, problem: Problem, run: Callable, inputs: Inputs, per_t
     return jax.lax.with_sharding_constraint(padded, NamedSharding(mesh, by_token))
 
   def even_rows(head):
-    # Both heads must put the same vocabulary ids on the same device, however each was padded.
-    rows = -(-problem.vocab_size // vocab_parts) * vocab_parts
+    # Both heads must put the same vocabulary ids on the same device, however each was padded; the student's, which
+    # has a gradient to give back, stays where it is stored.
+    rows = -(-student_rows // vocab_parts) * vocab_parts
     head = jnp.pad(head[:rows], [(0, max(rows - head.shape[0], 0)), (0, 0)])
     return jax.lax.with_sharding_constraint(head, NamedSharding(mesh, by_vocab))
 
@@ -68,6 +69,4 @@ def over_mesh(mesh: Mesh, problem: Problem, run: Callable, inputs: Inputs, per_t
     check_vma=False,
   )(Inputs(**heads, **others), jax.tree.map(whole_tokens, per_token))
   results, d_hidden = jax.tree.map(lambda array: array[:tokens], (results, d_hidden))
-  if d_head is not None:
-    d_head = jnp.pad(d_head[:student_rows], [(0, max(student_rows - d_head.shape[0], 0)), (0, 0)])
-  return results, d_hidden, d_head
+  return results, d_hidden, d_head if d_head is None else d_head[:student_rows]

@@ -28,11 +28,11 @@ CALLS = [
 
 @pytest.mark.parametrize(("arguments", "layout", "implementation"), CALLS)
 def test_layouts(arguments, layout, implementation):
-  """13 tokens and 150 entries split over no axis evenly, and the last devices of `tensor` hold padding."""
+  """13 tokens and the student's rows split over no axis evenly; devices at the end of `tensor` hold padding alone."""
   if jax.device_count() < 8:
     pytest.skip("needs XLA_FLAGS=--xla_force_host_platform_device_count=8")
   mesh = jax.make_mesh(tuple(layout.values()), tuple(layout), axis_types=(jax.sharding.AxisType.Auto,) * len(layout))
-  arrays = testing.random_inputs(1, tokens=13, vocab=150, padding=(2, 5))
+  arrays = testing.random_inputs(1, tokens=13, vocab=150, padding=(51, 5))
   arguments = arguments | {"temperature": 0.9, "vocab_size": 150}
   expected = testing.answer64(arrays, **{**arguments, "interpret": False})
   got = testing.answer(arrays, implementation=implementation, mesh=mesh, **arguments)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import qwix
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from opd_jax.distributed import constrain
 from opd_jax.errors import InputError
@@ -47,6 +48,14 @@ class Model:
     """The output head, [V, D]: the embedding where the two are tied."""
     return self.params["embed_vd" if self.config.tied_head else "head_vd"]
 
+  def unstacked(self) -> "Model":
+    """The same model with each layer's arrays apart, so that `forward` runs the layers one by one, without a scan.
+
+    On a CPU a scan copies a layer's weights out of the stack at every decoded token.
+    """
+    layers = tuple(jax.tree.map(lambda x: x[i], self.params["layers"]) for i in range(self.config.layers))
+    return replace(self, params={**self.params, "layers": layers})
+
   def split_head(self) -> jax.Array:
     """The output head split over the mesh's `tensor` axis, [W, D]; W > V where `tensor` does not divide V.
 
@@ -57,7 +66,11 @@ class Model:
     """
     head_vd, mesh = self.head_vd, jax.sharding.get_abstract_mesh()
     missing = 0 if mesh.empty else -head_vd.shape[0] % mesh.shape["tensor"]
-    return constrain(jnp.pad(head_vd, ((0, missing), (0, 0))), "vocab", None) if missing else head_vd
+    if not missing:
+      return head_vd
+    # D stays split as it is stored: each device cuts its rows out of what it has, and only those are gathered.
+    split = PartitionSpec("tensor", PartitionSpec.UNCONSTRAINED)
+    return jax.lax.with_sharding_constraint(jnp.pad(head_vd, ((0, missing), (0, 0))), split)
 
 
 def initialize(config: Architecture, key: jax.Array, dtype, mesh: jax.sharding.Mesh | None = None) -> Model:
@@ -102,7 +115,9 @@ def forward(
   if keys_bs.shape[0] != rows or not t <= width <= slots:
     raise ValueError(f"mask {keys_bs.shape} does not fit tokens {tokens_bt.shape} and {slots} key slots")
   config = model.config
-  decoder = nnx.merge(graph(config)[0], model.params)
+  layers = model.params["layers"]
+  apart = isinstance(layers, tuple)
+  decoder = nnx.merge(graph(config)[0], {**model.params, "layers": layers[0]} if apart else model.params)
   layer_graph, layer_params = nnx.split(decoder.layers)
   cos_bth, sin_bth = angles(config.rope, config.head_dim, positions_bt)
   # Whole rows are looked up: with their width split too, the partitioner falls back to gathering the batch instead.
@@ -124,7 +139,13 @@ def forward(
 
   # Inside a scan nothing can be merged across layers, so the barrier against it would only cost speed.
   body = jax.checkpoint(body, prevent_cse=False) if remat else body
-  (hidden_btd, cache), _ = jax.lax.scan(body, (hidden_btd, cache), (jnp.arange(config.layers), layer_params))
+  if apart:
+    carry = (hidden_btd, cache)
+    for index, params in enumerate(layers):
+      carry, _ = body(carry, (index, params))
+  else:
+    carry, _ = jax.lax.scan(body, (hidden_btd, cache), (jnp.arange(config.layers), layer_params))
+  hidden_btd, cache = carry
   return decoder.norm(hidden_btd), cache
 
 
