@@ -31,6 +31,7 @@ class Student:
 class Teacher:
   path: str = ""
   dtype: str = "float32"  # of its weights and its computation
+  int8: bool = False  # its layers' weights as int8, one scale per output channel; the KL it costs is printed at start
 
 
 @dataclasses.dataclass(frozen=True)

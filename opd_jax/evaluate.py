@@ -5,16 +5,14 @@ python -m opd_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickst
 
 import sys
 
-import jax.numpy as jnp
-
-from opd_jax import command_line, models
+from opd_jax import command_line
 from opd_jax.config import Config
 from opd_jax.errors import InputError
 from opd_jax.programs import use_compilation_cache
 from opd_jax.telemetry.console import print_closing_table
 from opd_jax.telemetry.record import read_run
 from opd_jax.telemetry.workdir import RunLog
-from opd_jax.training import open_run, restore_student
+from opd_jax.training import load_teacher, open_run, restore_student
 
 
 def main(config: Config) -> None:
@@ -27,7 +25,7 @@ def main(config: Config) -> None:
   with RunLog(run.workdir, resume_step=sys.maxsize, tensorboard=False) as log:
     evaluations = run.evaluator(student, "student", step)
     if not any(row["model"] == "teacher" for row in log.evaluations):
-      teacher = models.load(run.teacher_path, dtype=jnp.dtype(config.teacher.dtype), mesh=run.mesh)
+      teacher, _ = load_teacher(run)
       evaluations += run.evaluator(teacher, "teacher", step)
     for evaluation in evaluations:
       log.evaluation(evaluation.row)

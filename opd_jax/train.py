@@ -11,7 +11,7 @@ import jax
 
 from opd_jax import command_line
 from opd_jax.config import Config
-from opd_jax.distributed import join_cluster
+from opd_jax.distributed import cluster
 from opd_jax.programs import use_compilation_cache
 from opd_jax.telemetry.console import print_closing_table
 from opd_jax.telemetry.page import write_report
@@ -36,8 +36,8 @@ def main(config: Config) -> None:
 
 def start(config: Config) -> None:
   """`main` of a process of its own: jax wants to hear of a cluster before it is used for anything."""
-  join_cluster()
-  main(config)
+  with cluster():
+    main(config)
 
 
 if __name__ == "__main__":

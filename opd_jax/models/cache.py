@@ -1,8 +1,8 @@
 """Keys and values of the positions already seen: one stacked array each, for the whole model.
 
-              slots:   0 ........ P-1 | P ................ P+bucket-1
-    row of the cache:  left-padded    | one slot per decoded token, the same slot for all rows
-                       prompt         |
+              slots:   0 ........ P-2  | P-1 ............... P+bucket-2
+    row of the cache:  left-padded     | one slot per decode step, the same slot for all rows
+                       prompt but one  |
 
 The arrays are carried through the layer scan and updated in place at (layer, slot). As inputs and outputs of the
 scan they would be copied whole at every decoded token. They lie as a decode step's two products read them: keys with
@@ -65,11 +65,16 @@ class Cache:
     seen_bts = keys_bs[:, None, :]
     if t > 1:
       seen_bts &= jnp.arange(s) <= s - t + jnp.arange(t)[:, None]
-    query_btkgh = query_btnh.reshape(b, t, k, n // k, h)
-    scores_bkgts = jnp.einsum("btkgh,bkhs->bkgts", query_btkgh, key_bkhs, preferred_element_type=jnp.float32)
-    scores_bkgts = jnp.where(seen_bts[:, None, None], scores_bkgts * h**-0.5, MASKED)
-    weights_bkgts = jax.nn.softmax(scores_bkgts, axis=-1).astype(value_bksh.dtype)
-    return jnp.einsum("bkgts,bksh->btkgh", weights_bkgts, value_bksh).reshape(b, t, n, h)
+    # As matrices [T*G, H] x [H, S] x [S, H] a row and key-value head: no key or value is moved.
+    query_bkih = query_btnh.reshape(b, t, k, n // k, h).swapaxes(1, 2).reshape(b, k, -1, h)
+    scores_bkis = jax.lax.dot_general(
+      query_bkih, key_bkhs, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
+    )
+    seen_bis = jnp.repeat(seen_bts, n // k, axis=1)
+    scores_bkis = jnp.where(seen_bis[:, None], scores_bkis * h**-0.5, MASKED)
+    weights_bkis = jax.nn.softmax(scores_bkis, axis=-1).astype(value_bksh.dtype)
+    mixed_bkih = jax.lax.dot_general(weights_bkis, value_bksh, (((3,), (2,)), ((0, 1), (0, 1))))
+    return mixed_bkih.reshape(b, k, t, n // k, h).swapaxes(1, 2).reshape(b, t, n, h)
 
 
 def _keys(array_lbkhs: jax.Array) -> jax.Array:

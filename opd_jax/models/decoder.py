@@ -48,14 +48,6 @@ class Model:
     """The output head, [V, D]: the embedding where the two are tied."""
     return self.params["embed_vd" if self.config.tied_head else "head_vd"]
 
-  def unstacked(self) -> "Model":
-    """The same model with each layer's arrays apart, so that `forward` runs the layers one by one, without a scan.
-
-    On a CPU a scan copies a layer's weights out of the stack at every decoded token.
-    """
-    layers = tuple(jax.tree.map(lambda x: x[i], self.params["layers"]) for i in range(self.config.layers))
-    return replace(self, params={**self.params, "layers": layers})
-
   def split_head(self) -> jax.Array:
     """The output head split over the mesh's `tensor` axis, [W, D]; W > V where `tensor` does not divide V.
 
@@ -105,7 +97,7 @@ def forward(
     keys_bs: [B, S] bool, true where a slot holds a token. A query that sees none gives finite output.
     cache: None, or one of at least S slots.
     start: first slot to write; may be traced.
-    stages: numbers of slots, each a branch of the program; which of them (or S) is read follows from `start`. For T = 1.
+    stages: numbers of slots, each a branch of the program; which of them (or S) is read follows from `start`. T = 1.
     remat: recompute each layer in the backward pass instead of keeping its activations.
 
   Raises ValueError where the mask's shape does not fit.
@@ -115,9 +107,7 @@ def forward(
   if keys_bs.shape[0] != rows or not t <= width <= slots:
     raise ValueError(f"mask {keys_bs.shape} does not fit tokens {tokens_bt.shape} and {slots} key slots")
   config = model.config
-  layers = model.params["layers"]
-  apart = isinstance(layers, tuple)
-  decoder = nnx.merge(graph(config)[0], {**model.params, "layers": layers[0]} if apart else model.params)
+  decoder = nnx.merge(graph(config)[0], model.params)
   layer_graph, layer_params = nnx.split(decoder.layers)
   cos_bth, sin_bth = angles(config.rope, config.head_dim, positions_bt)
   # Whole rows are looked up: with their width split too, the partitioner falls back to gathering the batch instead.
@@ -139,13 +129,7 @@ def forward(
 
   # Inside a scan nothing can be merged across layers, so the barrier against it would only cost speed.
   body = jax.checkpoint(body, prevent_cse=False) if remat else body
-  if apart:
-    carry = (hidden_btd, cache)
-    for index, params in enumerate(layers):
-      carry, _ = body(carry, (index, params))
-  else:
-    carry, _ = jax.lax.scan(body, (hidden_btd, cache), (jnp.arange(config.layers), layer_params))
-  hidden_btd, cache = carry
+  (hidden_btd, cache), _ = jax.lax.scan(body, (hidden_btd, cache), (jnp.arange(config.layers), layer_params))
   return decoder.norm(hidden_btd), cache
 
 

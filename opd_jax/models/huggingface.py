@@ -22,7 +22,7 @@ from opd_jax.hub import model_folder
 from opd_jax.models.architecture import Architecture
 from opd_jax.models.decoder import Model
 from opd_jax.models.parameters import Parameter, nested, parameter_table, shardings
-from opd_jax.models.tensors import Tensors, open_tensors, read_json
+from opd_jax.models.tensors import Tensors, find_tensors, read_json
 
 _log = logging.getLogger(__name__)
 
@@ -55,9 +55,9 @@ def load(path: str | os.PathLike, *, dtype, mesh: jax.sharding.Mesh | None = Non
   folder = model_folder(path, weights=True)
   config = read_architecture(folder)
   table, placed = parameter_table(config), shardings(config, mesh)
-  with open_tensors(folder) as tensors:
-    _check_keys(tensors, config, table, folder)
-    params = {name: _load_one(tensors, table[name], placed[name], jnp.dtype(dtype)) for name in table}
+  tensors = find_tensors(folder)
+  _check_keys(tensors, config, table, folder)
+  params = {name: _load_one(tensors, table[name], placed[name], jnp.dtype(dtype)) for name in table}
   return Model(nested(params), config)
 
 
@@ -65,22 +65,22 @@ def check(path: str | os.PathLike) -> None:
   """Raises InputError where `load` would, from the files' headers alone."""
   folder = model_folder(path, weights=True)
   config = read_architecture(folder)
-  with open_tensors(folder) as tensors:
-    _check_keys(tensors, config, parameter_table(config), folder)
+  _check_keys(find_tensors(folder), config, parameter_table(config), folder)
 
 
 def _load_one(tensors: Tensors, parameter: Parameter, sharding: NamedSharding | None, dtype: np.dtype) -> jax.Array:
   if sharding is None:  # not committed to its device, so that it can be used beside arrays of any mesh
     return jnp.asarray(_read_window(tensors, parameter, tuple((0, size) for size in parameter.shape), dtype))
-  windows = {}  # replicas of a shard on this host share one read
-
-  def window(index: tuple[slice, ...]) -> np.ndarray:
+  devices_of = {}  # replicas of a shard on this host share one read
+  for device, index in sharding.addressable_devices_indices_map(parameter.shape).items():
     bounds = tuple(s.indices(size)[:2] for s, size in zip(index, parameter.shape, strict=True))
-    if bounds not in windows:
-      windows[bounds] = _read_window(tensors, parameter, bounds, dtype)
-    return windows[bounds]
-
-  return jax.make_array_from_callback(parameter.shape, sharding, window)
+    devices_of.setdefault(bounds, []).append(device)
+  shards = []
+  for bounds, devices in devices_of.items():
+    window = _read_window(tensors, parameter, bounds, dtype)
+    # Waiting keeps one shard at a time on the host.
+    shards += jax.block_until_ready([jax.device_put(window, device) for device in devices])
+  return jax.make_array_from_single_device_arrays(parameter.shape, sharding, shards, dtype=dtype)
 
 
 def _read_window(tensors: Tensors, parameter: Parameter, bounds: tuple[tuple[int, int], ...], dtype) -> np.ndarray:

@@ -81,14 +81,12 @@ class Attention(nnx.Module):
 
   def merge(self, mixed_btnh: jax.Array) -> jax.Array:
     """[B, T, D]: what the heads read, projected back."""
-    b, t, n, h = mixed_btnh.shape
-    output_de = self.output_dnh[...].reshape(-1, n * h)
-    out_btd = jnp.einsum("bte,de->btd", mixed_btnh.reshape(b, t, n * h), output_de)
+    out_btd = jnp.einsum("btnh,dnh->btd", mixed_btnh, self.output_dnh[...])
     return out_btd + self.output_bias_d[...] if self.config.output_bias else out_btd
 
 
 def _by_head(x_btd: jax.Array, weight_nhd: jax.Array) -> jax.Array:
-  """[B, T, N, H]. One matrix [N*H, D]: a product with two free axes of weights makes XLA transpose them every time."""
+  """[B, T, N, H]. As one matrix [N*H, D]: weights with two free axes are transposed by XLA at every call on a CPU."""
   n, h, d = weight_nhd.shape
   return jnp.einsum("btd,ed->bte", x_btd, weight_nhd.reshape(n * h, d)).reshape(*x_btd.shape[:2], n, h)
 

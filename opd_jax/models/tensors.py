@@ -1,11 +1,13 @@
 """The tensors of a checkpoint folder: which file holds which, and windows of them read from disk.
 
-Only the window that is asked for is read; that is what lets a shard of a large model be loaded on a small host.
+Only the window that is asked for is read; that is what lets a shard of a large model be loaded on a small host. A file
+is mapped into memory while a window of it is read and no longer: the pages of a mapping stay resident once touched, so
+a file held open would cost its size beside the arrays made from it.
 """
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +21,18 @@ _DTYPES = ("F32", "BF16", "F16")
 
 
 class Tensors:
-  """Read access to the tensors of one or several open safetensors files."""
+  """Read access to the tensors of one or several safetensors files, whose headers are read once."""
 
-  def __init__(self, files: dict[Path, object]):
-    """Raises InputError where two files hold one name."""
-    self._holder = {}
-    for path, file in files.items():
-      for key in file.keys():
-        if key in self._holder:
-          raise InputError(f"{path} and {self._holder[key][0]} both hold the tensor `{key}`")
-        self._holder[key] = (path, file)
+  def __init__(self, files: Iterable[Path]):
+    """Raises InputError for a file that is missing, truncated or foreign, and where two files hold one name."""
+    self._holder, self._header = {}, {}
+    for path in files:
+      with _opened(path) as file:
+        for key in file.keys():
+          if key in self._holder:
+            raise InputError(f"{path} and {self._holder[key]} both hold the tensor `{key}`")
+          found = file.get_slice(key)
+          self._holder[key], self._header[key] = path, (tuple(found.get_shape()), found.get_dtype())
 
   @property
   def keys(self) -> set[str]:
@@ -36,33 +40,30 @@ class Tensors:
 
   def file(self, key: str) -> Path:
     """The file that holds a tensor."""
-    return self._holder[key][0]
+    return self._holder[key]
 
   def check(self, key: str, shape: tuple[int, ...]) -> None:
     """Raises InputError where a tensor has another shape, or a dtype that is no floating point the decoder reads."""
-    path, file = self._holder[key]
-    found = file.get_slice(key)
-    if tuple(found.get_shape()) != shape:
+    path, (found, dtype) = self._holder[key], self._header[key]
+    if found != shape:
       raise InputError(
-        f"{path}: `{key}` has shape {list(found.get_shape())}, but config.json asks for {list(shape)}: they do not "
-        "belong together"
+        f"{path}: `{key}` has shape {list(found)}, but config.json asks for {list(shape)}: they do not belong together"
       )
-    if found.get_dtype() not in _DTYPES:
-      raise InputError(f"{path}: `{key}` has dtype {found.get_dtype()}; only {', '.join(_DTYPES)} are supported")
+    if dtype not in _DTYPES:
+      raise InputError(f"{path}: `{key}` has dtype {dtype}; only {', '.join(_DTYPES)} are supported")
 
   def read(self, key: str, window: tuple[slice, ...]) -> np.ndarray:
     """A window of a tensor in the dtype of the file (bfloat16 through ml_dtypes)."""
-    return self._holder[key][1].get_slice(key)[window]
+    with _opened(self._holder[key]) as file:
+      return file.get_slice(key)[window]
 
 
-@contextlib.contextmanager
-def open_tensors(folder: Path) -> Iterator[Tensors]:
-  """Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+def find_tensors(folder: Path) -> Tensors:
+  """Those of `model.safetensors`, or of the files that `model.safetensors.index.json` names.
 
   Raises InputError for a folder without either, a bad index, a missing, truncated or foreign file.
   """
-  with contextlib.ExitStack() as stack:
-    yield Tensors({path: stack.enter_context(_opened(path)) for path in _files(folder)})
+  return Tensors(_files(folder))
 
 
 def _files(folder: Path) -> list[Path]:

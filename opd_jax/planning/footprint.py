@@ -157,6 +157,8 @@ def _updating(config: Config, models: Architectures, program: Program, mesh: Mes
   # A gradient in the computation's dtype, one in float32; accumulation carries a float32 sum in and out of its loop.
   per_parameter = width + _FLOAT32 * (1 if config.optimizer.micro_batches == 1 else 3)
   weights = (width + per_parameter) * _parameters(student) // mesh.size + width * _layer_parameters(student) // tensor
+  if config.teacher.int8:
+    weights += teacher_width * _layer_parameters(teacher) // tensor  # of one layer at a time, multiplied out
   heads = width * student.vocab_size * student.hidden_size + teacher_width * teacher.vocab_size * teacher.hidden_size
   states = 2 * rows * program.bucket * (width * student.hidden_size + teacher_width * teacher.hidden_size)
   kept = student.layers * rows * T * width * student.hidden_size

@@ -5,5 +5,6 @@ from opd_jax.training.loop import restore_student, train
 from opd_jax.training.run import Run, open_run
 from opd_jax.training.state import TrainState
 from opd_jax.training.step import update
+from opd_jax.training.teacher import load_teacher
 
-__all__ = ["Checkpointer", "Run", "TrainState", "open_run", "restore_student", "train", "update"]
+__all__ = ["Checkpointer", "Run", "TrainState", "load_teacher", "open_run", "restore_student", "train", "update"]

@@ -22,12 +22,13 @@ from opd_jax.errors import InputError
 from opd_jax.hub import model_folder
 from opd_jax.models import Model
 from opd_jax.programs import unplanned_compiles
-from opd_jax.telemetry.console import StepProgress
+from opd_jax.telemetry.console import StepProgress, number
 from opd_jax.telemetry.workdir import RunLog, make_workdir, write_config
 from opd_jax.training.checkpoint import Checkpointer, Progress, identity
 from opd_jax.training.pipeline import Pipeline
 from opd_jax.training.run import Run
 from opd_jax.training.state import TrainState, abstract_state, init_state, make_optimizer
+from opd_jax.training.teacher import load_teacher
 
 _PROFILED = (3, 5)  # first and last step of log.profile, counted from the process's first: compiles are over by then
 PREEMPTED = 75  # exit status after SIGTERM: saved, run the same command again (EX_TEMPFAIL of sysexits.h)
@@ -60,13 +61,16 @@ def train(run: Run) -> None:
 
 def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, termination: "_Termination") -> None:
   config = run.config
-  teacher = models.load(run.teacher_path, dtype=jnp.dtype(config.teacher.dtype), mesh=run.mesh)
+  teacher, about_teacher = load_teacher(run)
   state, progress = _start(run, checkpoints)
   first = progress.step
   with StepProgress(config.steps, start=first, every=config.log.every, stream=stream) as console:
     if run.prompts.dropped_long:
       limit = config.rollout.max_prompt
       console.note(f"{run.prompts.dropped_long} prompts left out: longer than rollout.max_prompt={limit} tokens")
+    if about_teacher:
+      mean, largest = (number(value, 3) for value in about_teacher.values())
+      console.note(f"teacher in int8: KL(full || int8) {mean} nats a token on the first prompts, at most {largest}")
 
     def evaluate(model: Model, name: str, step: int) -> None:
       for evaluation in run.evaluator(model, name, step):
@@ -92,6 +96,8 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
       # What the first step compiles beside its programs (transfers, say) is the price of starting, not a surprise.
       unplanned = unplanned_compiles() if unplanned is None else unplanned
       row |= {"unplanned_compiles": unplanned_compiles() - unplanned, "host_memory_peak": _host_memory_peak()}
+      if row["step"] == first + 1:
+        row |= about_teacher
       log.step(row)
       console.step(row)
       if row["unplanned_compiles"] and config.log.fail_on_unplanned_compile:

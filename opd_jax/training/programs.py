@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from opd_jax.config import Config
 from opd_jax.distributed import DECODING, TRAINING, sharding
-from opd_jax.models import Architecture, Model, parameter_table
+from opd_jax.models import Architecture, Model, parameter_specs, parameter_table, quantize
 from opd_jax.models.parameters import nested
 from opd_jax.rollout import Rollout
 from opd_jax.training.state import TrainState, abstract_state, make_optimizer
@@ -76,16 +76,24 @@ class Program:
 def abstract_models(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> tuple[TrainState, Model]:
   """The student's whole training state and the teacher, as they live on the mesh all through a run."""
   state = abstract_state(models.student, make_optimizer(config), mesh)
-  return state, abstract_model(models.teacher, config.teacher.dtype, mesh, TRAINING)
+  return state, abstract_model(models.teacher, config.teacher.dtype, mesh, TRAINING, int8=config.teacher.int8)
 
 
-def abstract_model(architecture: Architecture, dtype: str, mesh: Mesh | AbstractMesh, layout: dict) -> Model:
-  """A model's shapes, dtypes and shardings by a column of the axis table."""
-  params = {
-    path: jax.ShapeDtypeStruct(p.shape, jnp.dtype(dtype), sharding=sharding(mesh, p.axes, p.shape, layout))
-    for path, p in parameter_table(architecture).items()
-  }
-  return Model(nested(params), architecture)
+def abstract_model(
+  architecture: Architecture, dtype: str, mesh: Mesh | AbstractMesh, layout: dict, *, int8: bool = False
+) -> Model:
+  """A model's shapes, dtypes and shardings by a column of the axis table; `int8`: its layers' weights quantized."""
+  table = parameter_table(architecture)
+  shapes = nested({path: jax.ShapeDtypeStruct(p.shape, jnp.dtype(dtype)) for path, p in table.items()})
+  model = Model(shapes, architecture)
+  if int8:
+    model = jax.eval_shape(quantize, model)
+  params = jax.tree.map(
+    lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)),
+    model.params,
+    parameter_specs(model, mesh, layout),
+  )
+  return Model(params, architecture)
 
 
 def list_programs(
@@ -100,7 +108,8 @@ def list_programs(
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, axes, shape) if shape else None)
 
   def sampling(name: str, role: str, bucket: int, prompts: int, samples: int) -> Program:
-    model = abstract_model(getattr(models, role), config.student.dtype, mesh, DECODING)
+    int8 = role == "teacher" and config.teacher.int8
+    model = abstract_model(getattr(models, role), config.student.dtype, mesh, DECODING, int8=int8)
     numbers = (array((), jnp.int32), array((), jnp.uint32), array((), jnp.uint32))  # horizon, seed, step
     batch = (array((prompts, P), jnp.int32), array((prompts, P), jnp.bool_), *numbers)
     rows = prompts * samples

@@ -97,7 +97,7 @@ def update(
       model = dataclasses.replace(student, params=params)
       hidden_bsd = score(model, *context, remat=remat)
       result = objective(
-        hidden_bsd, model.head_vd, teacher_hidden_bse, teacher.head_vd, weights_bs, part.completions_bs
+        hidden_bsd, model.split_head(), teacher_hidden_bse, teacher.split_head(), weights_bs, part.completions_bs
       )
       return result.loss, result
 

@@ -49,6 +49,26 @@ def test_roles_are_the_bytes_of_the_arrays_of_a_run(config, tiny_pair):
   assert cache_bytes(config, architectures, rollout, mesh) == on_first_device(cache)
 
 
+def test_a_teacher_in_int8_takes_the_bytes_of_its_arrays(config, tiny_pair):
+  config = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, int8=True))
+  mesh, architectures = make_mesh((2, 2, 2), jax.devices()[:8]), read_architectures(config)
+  teacher = models.quantize_and_free(models.load(tiny_pair / "teacher", dtype=jnp.float32, mesh=mesh))
+  for planned in (mesh, abstract_mesh(config, 8)):
+    assert resident(config, architectures, planned).teacher == on_first_device(teacher)
+
+
+def test_the_layers_of_a_teacher_in_int8_take_half():
+  """Qwen3-8B: 36 layers of 192.9 million weights, of which a chip of 16 holds a sixteenth. Most scales run along axes
+  that fsdp does not split, so each chip has them all: one in a hundred of its bytes."""
+  config = qwen()
+  halved = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, int8=True))
+  architectures, mesh = read_architectures(config), abstract_mesh(config, 16)
+  full, int8 = (resident(c, architectures, mesh) for c in (config, halved))
+  weights = 36 * (4096 * 128 * (32 + 8) * 2 + 3 * 4096 * 12288) // 16
+  assert full.teacher - int8.teacher == pytest.approx(weights, rel=0.015) and int8.teacher < 0.6 * full.teacher
+  assert (full.student, full.optimizer) == (int8.student, int8.optimizer)
+
+
 def test_a_plan_lists_what_a_run_compiles(tiny_config, tiny_pair):
   flags = [f"--config.eval.path={tiny_pair}/prompts.jsonl", "--config.eval.samples=2", "--config.eval.batch=8"]
   config = load_config(tiny_config, flags)

@@ -8,9 +8,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from opd_jax import models
 from opd_jax.command_line import load_config
+from opd_jax.distributed import place_rows
 from opd_jax.errors import InputError
+from opd_jax.rollout import Rollout
 from opd_jax.training import open_run, train
+from opd_jax.training.checkpoint import Checkpointer
+from opd_jax.training.state import abstract_state, make_optimizer
 
 TIMES = ("seconds_", "compiles", "unplanned_compiles", "host_memory_peak", "cpu_seconds")
 
@@ -185,18 +190,57 @@ def test_bad_input_is_refused_before_anything_is_made(tiny_config, tmp_path, fla
   assert not (tmp_path / "w").exists()
 
 
+def mesh_flags(shape):
+  return [f"--config.mesh.{name}={size}" for name, size in zip(("data", "fsdp", "tensor"), shape)]
+
+
+@pytest.fixture(scope="module")
+def cube(evaluated, tmp_path_factory):
+  """Five steps of the run on (2, 2, 2), saved."""
+  config, flags = evaluated
+  workdir = tmp_path_factory.mktemp("cube")
+  run(config, workdir, *flags, *mesh_flags((2, 2, 2)), "--config.eval.path=", "--config.steps=5", devices=8)
+  return workdir
+
+
 @pytest.mark.parametrize("after", [(1, 4, 1), (1, 1, 1)])
-def test_a_checkpoint_continues_on_another_mesh(evaluated, whole, tmp_path, after):
+def test_a_checkpoint_continues_on_another_mesh(evaluated, whole, cube, tmp_path, after):
   """Five steps on (2, 2, 2), the sixth elsewhere: its loss is that of the run that never moved."""
   config, flags = evaluated
   _, expected = whole
-
-  def mesh(shape):
-    return [f"--config.mesh.{name}={size}" for name, size in zip(("data", "fsdp", "tensor"), shape)]
-
-  flags = [*flags, "--config.eval.path="]
-  run(config, tmp_path, *flags, *mesh((2, 2, 2)), "--config.steps=5", devices=8)
-  run(config, tmp_path, *flags, *mesh(after), "--config.steps=6", devices=int(np.prod(after)))
-  ours, theirs = rows(tmp_path / "metrics.jsonl"), rows(expected / "metrics.jsonl")[:6]
+  workdir, flags = tmp_path / "moved", [*flags, "--config.eval.path=", "--config.steps=6"]
+  shutil.copytree(cube, workdir)
+  run(config, workdir, *flags, *mesh_flags(after), devices=int(np.prod(after)))
+  ours, theirs = rows(workdir / "metrics.jsonl"), rows(expected / "metrics.jsonl")[:6]
   assert [row["tokens"] for row in ours] == [row["tokens"] for row in theirs]
   np.testing.assert_allclose(ours[5]["loss"], theirs[5]["loss"], rtol=1e-4)
+
+
+def test_a_checkpoint_gives_the_same_loss_on_any_mesh(evaluated, cube):
+  """One state and one batch of tokens, so that nothing is left but the order of float32 sums."""
+  config, flags = evaluated
+  rng, P, S = np.random.default_rng(0), 32, 16
+  lengths = rng.integers(1, S + 1, 8)
+  batch = Rollout(
+    tokens_bs=rng.integers(1, 250, (8, P + S)).astype(np.int32),
+    prompt_mask_bp=np.arange(P) >= rng.integers(0, P, (8, 1)),
+    completion_mask_bs=np.arange(S) < lengths[:, None],
+    truncated_b=lengths == S,
+    behaviour_logprob_bs=np.zeros((8, S), np.float32),
+  )
+
+  def loss_on(shape):
+    flags_here = [*flags, *mesh_flags(shape), "--config.eval.path="]
+    opened = open_run(load_config(config, flags_here), cube, jax.devices()[: int(np.prod(shape))])
+    checkpoints = Checkpointer(cube, 2)
+    state = checkpoints.restore(abstract_state(opened.pair.student, make_optimizer(opened.config), opened.mesh))
+    checkpoints.close()
+    teacher = models.load(opened.teacher_path, dtype="float32", mesh=opened.mesh)
+    _, metrics = opened.table.run("update", S, state, teacher, place_rows(opened.mesh, batch))
+    assert int(jax.device_get(metrics["tokens"].total)) == lengths.sum()
+    return metrics["loss"].to_float()
+
+  expected = loss_on((2, 2, 2))
+  assert expected > 0.1
+  for shape in ((1, 4, 1), (1, 1, 1)):
+    assert loss_on(shape) == pytest.approx(expected, rel=1e-5), shape

@@ -1,0 +1,58 @@
+"""The teacher as a run uses it, and what it costs the signal where its layers are kept in int8.
+
+full precision ─► hidden states of the first prompts ─┐
+  │ parameter by parameter                            ├─► KL(full || int8) at every prompt position
+int8           ─► hidden states of the same prompts ──┘   (one head for both: it stays as it is)
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opd_jax import models
+from opd_jax.data import order
+from opd_jax.distributed import place_rows
+from opd_jax.models import Model
+from opd_jax.objectives import Objective, token_weights
+from opd_jax.scoring import score
+from opd_jax.telemetry.metrics import Ratio
+from opd_jax.training.run import Run
+
+
+def load_teacher(run: Run) -> tuple[Model, dict[str, float]]:
+  """The teacher on the run's mesh, and metrics about it.
+
+  Under `teacher.int8` these are `teacher_int8_kl` and `teacher_int8_kl_max`: mean and largest KL(full || int8) in nats
+  a token, over the positions of the run's first prompts that predict a prompt token. Otherwise there are none.
+  """
+  config = run.config
+  teacher = models.load(run.teacher_path, dtype=jnp.dtype(config.teacher.dtype), mesh=run.mesh)
+  if not config.teacher.int8:
+    return teacher, {}
+  prompts = place_rows(run.mesh, _first_prompts(run))
+  kl = Objective("reverse_kl", beta=0.5, temperature=1.0, vocab_size=run.pair.vocab_size)
+
+  def compare(full_bsd: jax.Array, teacher: Model, *prompts: jax.Array) -> tuple[Ratio, jax.Array]:
+    _, _, rest_bs, rest_mask_bs = prompts
+    head_vd = teacher.split_head()
+    kl_t = kl(full_bsd, head_vd, score(teacher, *prompts), head_vd, token_weights(rest_mask_bs), rest_bs).per_token
+    mask_t = rest_mask_bs.reshape(-1)
+    return Ratio.of(kl_t, mask_t), jnp.max(jnp.where(mask_t, kl_t, 0.0))
+
+  with jax.set_mesh(run.mesh):
+    full_bsd = jax.block_until_ready(jax.jit(score)(teacher, *prompts))
+    teacher = models.quantize_and_free(teacher)
+    mean, largest = jax.device_get(jax.jit(compare)(full_bsd, teacher, *prompts))
+  return teacher, {"teacher_int8_kl": mean.to_float(), "teacher_int8_kl_max": float(largest)}
+
+
+def _first_prompts(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """Those of step 1 as `score` takes them: the first token as the prompt, the others as if they had been written."""
+  c = run.config.rollout
+  chosen = order(len(run.prompts), run.config.seed, 0, c.prompts_per_step)
+  width = max(2, c.max_prompt)
+  tokens_bp, mask_bp = np.zeros((len(chosen), width), np.int32), np.zeros((len(chosen), width), bool)
+  for row, i in enumerate(chosen):
+    ids = run.prompts.token_ids[i]
+    tokens_bp[row, : len(ids)], mask_bp[row, : len(ids)] = ids, True
+  return tokens_bp[:, :1], mask_bp[:, :1], tokens_bp[:, 1:], mask_bp[:, 1:]
