@@ -13,6 +13,7 @@ from opd_jax.planning.hlo import Work, read_work
 from opd_jax.programs import ProgramTable
 from opd_jax.training.programs import Program
 
+HOPELESS = 3  # times a chip's memory: a program whose modelled temporaries are beyond this is better not compiled
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NEEDED = re.compile(r"(?:Used |\()([\d.]+)([KMGT]?)(?:\) exceeds| of )")
 
@@ -51,7 +52,7 @@ def compile_program(table: ProgramTable, program: Program, topology: Topology) -
   argument_bytes = bytes_on_chip(program.arguments)
   batch_bytes = bytes_on_chip(program.batch)
   traced = table.trace(program.name, program.bucket, *program.arguments)
-  flops = matmul_flops(traced.jaxpr.jaxpr, max(0, program.bucket - 1)) / chips
+  flops = matmul_flops(traced.jaxpr.jaxpr, program.bucket) / chips
   started = time.perf_counter()
   try:
     compiled = table.compile(program.name, program.bucket, *program.arguments)
@@ -64,7 +65,7 @@ def compile_program(table: ProgramTable, program: Program, topology: Topology) -
     return dataclasses.replace(refused, compile_seconds=time.perf_counter() - started)
   seconds = time.perf_counter() - started
   memory = compiled.memory_analysis()
-  work = read_work(compiled.as_text(), open_trips=program.bucket - 1)
+  work = read_work(compiled.as_text(), open_trips=program.bucket)
   return CompiledProgram(
     program=program,
     compile_seconds=seconds,
@@ -91,7 +92,7 @@ def refused_program(table: ProgramTable, program: Program, chips: int, temp_byte
     argument_bytes=bytes_on_chip(program.arguments),
     batch_bytes=bytes_on_chip(program.batch),
     temp_bytes=temp_bytes,
-    flops=matmul_flops(traced.jaxpr.jaxpr, max(0, program.bucket - 1)) / chips,
+    flops=matmul_flops(traced.jaxpr.jaxpr, program.bucket) / chips,
     work=None,
     predicted_seconds=None,
     too_large=True,
@@ -109,6 +110,8 @@ def bytes_on_chip(tree) -> int:
 def matmul_flops(jaxpr, open_trips: int) -> float:
   """Floating-point operations of a jaxpr's matrix products, loops unrolled, on the arrays of all devices.
 
+  Of a conditional's branches the one of most operations counts: of a decode step's stages, the widest.
+
   Args:
     jaxpr: of a traced function.
     open_trips: turns of a `while` (its limit is traced; a `scan` knows its own length).
@@ -122,7 +125,8 @@ def matmul_flops(jaxpr, open_trips: int) -> float:
     times = {"scan": equation.params.get("length", 1), "while": open_trips}.get(equation.primitive.name, 1)
     if equation.primitive.name == "shard_map":  # its body sees one device's shards
       times = equation.params["mesh"].size
-    total += times * sum(matmul_flops(inner, open_trips) for inner in jaxprs_in_params(equation.params))
+    inner = [matmul_flops(inner, open_trips) for inner in jaxprs_in_params(equation.params)]
+    total += times * (max(inner) if equation.primitive.name == "cond" else sum(inner))
   return total
 
 

@@ -4,9 +4,10 @@ A computation runs as often as whoever calls it; a loop's body as often as the l
 counts a body once, which for a scan over layers or a decode loop is wrong by the number of layers or tokens.
 
     ENTRY main          x 1
-      while (decode)    x bucket - 1    its limit is the traced horizon
-        while (layers)  x 28            compare(i, constant(28))
-          all-gather    x 28 (bucket - 1)
+      while (decode)    x bucket    its limit is the traced horizon
+        while (layers)  x 28        compare(i, constant(28))
+          all-gather    x 28 bucket
+          conditional   x 28 bucket as the branch of most cycles
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]")
 _INTEGER = re.compile(r"^[su]\d+\[\]")
+_CYCLE = "cycle"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,30 +59,37 @@ class _Instruction:
 def read_work(text: str, open_trips: int) -> Work:
   """The Work of a compiled module's text. `open_trips`: turns of a loop whose limit is not a constant."""
   computations, entry = _parse(text)
-  count, moved, cycles = Counter(), Counter(), []
+  count = Counter()
 
-  def visit(name: str, times: int, fused: bool) -> None:
+  def visit(name: str, fused: bool) -> Counter:
+    """Bytes by kind of collective, and cycles, of one run of a computation."""
+    total = Counter()
     for instruction in computations.get(name, ()):
       kind = instruction.opcode.removesuffix("-start")
       if kind in COLLECTIVES:
-        moved[kind] += times * _bytes(instruction)
+        total[kind] += _bytes(instruction)
       found = _CYCLES.search(instruction.rest)
       if found and not fused:
-        cycles.append(times * int(found[1]))
+        total[_CYCLE] += int(found[1])
       turns = _turns(instruction, computations, open_trips) if instruction.opcode == "while" else 1
-      for attribute in set(_CALLED.findall(instruction.rest)):
-        inside = fused or instruction.opcode == "fusion"  # what is inside a fusion is in the fusion's own cycles
-        for called in instruction.called(attribute):
-          visit(called, times * turns, inside)
+      inside = fused or instruction.opcode == "fusion"  # what is inside a fusion is in the fusion's own cycles
+      attributes = set(_CALLED.findall(instruction.rest))
+      called = [visit(name, inside) for attribute in attributes for name in instruction.called(attribute)]
+      if instruction.opcode == "conditional":
+        called = [max(called, key=lambda branch: (branch[_CYCLE], sum(branch.values())))]
+      for part in called:
+        for key, amount in part.items():
+          total[key] += turns * amount
+    return total
 
   for instructions in computations.values():
     for instruction in instructions:
       count[instruction.opcode.removesuffix("-start")] += 1
-  visit(entry, 1, False)
+  total = visit(entry, False)
   return Work(
     collectives={kind: count[kind] for kind in COLLECTIVES if count[kind]},
-    collective_bytes={kind: moved[kind] for kind in COLLECTIVES if moved[kind]},
-    cycles=sum(cycles) if cycles else None,
+    collective_bytes={kind: total[kind] for kind in COLLECTIVES if total[kind]},
+    cycles=total[_CYCLE] or None,
   )
 
 

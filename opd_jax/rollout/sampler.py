@@ -2,8 +2,12 @@
 
 The bucket is static, the horizon is a traced limit inside it: every horizon from 1 to the bucket runs in one program.
 
-    cache slots   0 ........ P-1 | P ............ P+H-1 ......... P+bucket-1
-                  prompt (prefill) | one slot a decode step | never reached: still zero, masked
+    cache slots   0 ........ P-2 | P-1 ............ P+H-2 ......... P+bucket-2
+                  all but the    | one a decode step: the     never reached: still zero, masked
+                  prompt's last  | prompt's last token, then
+                  token: prefill | each that was drawn
+
+The slots that a step attends grow in stages (`stage_widths`): a token costs what is there, not what may come.
 
 The key of the token at column t of a row is folded from (seed, step, row, t), so a row's tokens do not change with its
 neighbours, its padding, the bucket or the number of devices.
@@ -23,7 +27,13 @@ from opd_jax.distributed import constrain, mesh_of
 from opd_jax.models import Cache, Model, forward
 from opd_jax.programs import ProgramTable
 from opd_jax.rollout.batch import Rollout
+from opd_jax.rollout.head import multiply_head, pack_head
 from opd_jax.rollout.token_sampling import Sampling, sample
+
+# The end of a sharded batch is looked for at every so many tokens: it takes a message to all devices and back.
+_LOOK_EVERY = 8
+_STAGES = 8  # most of them: each is a branch of the program, compiled with it
+_SHORTEST_STAGE = 128
 
 
 def sample_completions(
@@ -58,14 +68,13 @@ def sample_completions(
     The Rollout of R rows, tokens_bs [R, P + bucket].
   """
   B, P = prompts_bp.shape
-  import os; stages=eval(os.environ.get('STAGES','()'))
   R = rows_r.shape[0]
   keys_r = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), row))(rows_r)
   eos_e = jnp.asarray(eos_ids, jnp.int32)
-  head_vd = model.split_head()  # here, so that the loop has it ready
+  head_vd = pack_head(model.split_head(), R)  # here, so that the loop has it ready
 
   def draw(hidden_rd, t):
-    logits_rv = jnp.einsum("rd,vd->rv", hidden_rd, head_vd, preferred_element_type=jnp.float32)
+    logits_rv = multiply_head(hidden_rd, head_vd)
     keys_t = jax.vmap(lambda key: jax.random.fold_in(key, t))(keys_r)
     return sample(constrain(logits_rv, "batch", "vocab"), keys_t, sampling, vocab_size)
 
@@ -79,20 +88,35 @@ def sample_completions(
     mask_rs = column(mask_rs, ~done_r[:, None])
     return (tokens_rs, logprob_rs, mask_rs, done_r | (token_r[:, None] == eos_e).any(-1)), token_r
 
-  # Prefill: the P prompt slots attend among themselves; those that are padding attend nothing.
-  positions_bp = jnp.maximum(jnp.cumsum(prompt_mask_bp, axis=1) - 1, 0)
-  hidden_bpd, cache = forward(
-    model,
-    prompts_bp,
-    positions_bp,
-    prompt_mask_bp,
-    Cache.empty(model.config, B, P, model.head_vd.dtype),
-  )
-  repeat = R // B
-  cache = cache.fork(repeat, bucket)
-  hidden_rd = jnp.repeat(hidden_bpd[:, -1], repeat, axis=0)
-  prompt_mask_rp = jnp.repeat(prompt_mask_bp, repeat, axis=0)
+  # Prefill: all slots of the prompt but the last attend among themselves; those that are padding attend nothing.
+  cache = Cache.empty(model.config, B, P - 1, head_vd.dtype)
+  if P > 1:
+    positions_bp = jnp.maximum(jnp.cumsum(prompt_mask_bp, axis=1) - 1, 0)
+    _, cache = forward(model, prompts_bp[:, :-1], positions_bp[:, :-1], prompt_mask_bp[:, :-1], cache)
+  samples = R // B
+  cache = cache.fork(samples, bucket)
+  prompt_mask_rp = jnp.repeat(prompt_mask_bp, samples, axis=0)
   length_r = prompt_mask_rp.sum(1, dtype=jnp.int32)
+  slots_rs = jnp.concatenate([prompt_mask_rp, jnp.ones((R, bucket - 1), bool)], axis=1)
+
+  def unfinished(carry):
+    t, unfinished, *_ = carry
+    return (t < horizon) & unfinished
+
+  def decode(carry):
+    t, _, state, token_r, cache = carry
+    slot = P - 1 + t
+    hidden_r1d, cache = forward(
+      model,
+      token_r[:, None],
+      (length_r - 1 + t)[:, None],
+      slots_rs & (jnp.arange(slots_rs.shape[1]) <= slot),
+      cache,
+      slot,
+      stages=stage_widths(P, bucket),
+    )
+    state, token_r = record(state, t, *draw(hidden_r1d[:, 0], t))
+    return t + 1, _unfinished(t, state[-1]), state, token_r, cache
 
   empty = (
     jnp.zeros((R, bucket), jnp.int32),
@@ -100,32 +124,35 @@ def sample_completions(
     jnp.zeros((R, bucket), bool),
     jnp.zeros((R,), bool),
   )
-  first = jnp.int32(0)
-  state, token_r = record(empty, first, *draw(hidden_rd, first))
-
-  def unfinished(carry):
-    t, state, _, _ = carry
-    return (t < horizon) & ~state[-1].all()
-
-  def decode(carry):
-    t, state, token_r, cache = carry  # token_r is the token of column t - 1: it goes into slot P + t - 1
-    key_mask_rs = jnp.concatenate([prompt_mask_rp, jnp.broadcast_to(jnp.arange(bucket) < t, (R, bucket))], axis=1)
-    hidden_r1d, cache = forward(
-      model, token_r[:, None], (length_r + t - 1)[:, None], key_mask_rs, cache, P + t - 1, stages=stages
-    )
-    state, token_r = record(state, t, *draw(hidden_r1d[:, 0], t))
-    return t + 1, state, token_r, cache
-
-  _, state, _, _ = jax.lax.while_loop(unfinished, decode, (first + 1, state, token_r, cache))
+  carry = (jnp.int32(0), jnp.bool_(True), empty, jnp.repeat(prompts_bp[:, -1], samples), cache)
+  _, _, state, _, _ = jax.lax.while_loop(unfinished, decode, carry)
   tokens_rs, logprob_rs, mask_rs, done_r = state
   result = Rollout(
-    tokens_bs=jnp.concatenate([jnp.repeat(prompts_bp, repeat, axis=0), tokens_rs], axis=1),
+    tokens_bs=jnp.concatenate([jnp.repeat(prompts_bp, samples, axis=0), tokens_rs], axis=1),
     prompt_mask_bp=prompt_mask_rp,
     completion_mask_bs=mask_rs,
     truncated_b=~done_r,
     behaviour_logprob_bs=logprob_rs,
   )
   return jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), result)
+
+
+def stage_widths(prompt: int, bucket: int) -> tuple[int, ...]:
+  """Numbers of cache slots, ascending, of which each decode step attends the fewest that hold its token.
+
+  P = 32, bucket = 2048     287, 543, 799, ..., 2079: the prompt but its last token, and 256, 512, ... more
+  """
+  step = max(_SHORTEST_STAGE, -(-bucket // _STAGES))
+  return tuple(prompt - 1 + min(new, bucket) for new in range(step, bucket + step, step))
+
+
+def _unfinished(t: jax.Array, done_r: jax.Array) -> jax.Array:
+  """Whether any row still writes after column t; of a sharded batch, looked up at every `_LOOK_EVERY`th alone."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return ~done_r.all()
+  look = (t + 1) % _LOOK_EVERY == 0
+  return jax.lax.cond(look, lambda done_r: ~done_r.all(), lambda done_r: jnp.bool_(True), done_r)
 
 
 def generate(

@@ -7,8 +7,8 @@ numbers of noise for blocks of ids, then one for each id of the block that was d
     their sums, with noise       s0        s1       (s2)       s3          one of 128 blocks
     weights of s2, with noise                   [ . . (.) . ]              one of V / 128 ids
 
-That is exactly one draw among all ids: P(block) P(id | block) = sum / total * weight / sum. 128 divides the vocabularies
-in use, and is divided by every `tensor` axis of a power of two, so a block lies on one device.
+That is exactly one draw among all ids: P(block) P(id | block) = sum / total * weight / sum. 128 divides the
+vocabularies in use, and is divided by every `tensor` axis of a power of two, so a block lies on one device.
 """
 
 import dataclasses

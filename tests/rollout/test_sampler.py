@@ -1,5 +1,7 @@
 """The rollout contract: against transformers' generate, against full forwards, and against itself cut another way."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd_jax import models
+from opd_jax.distributed import make_mesh
 from opd_jax.programs import ProgramTable
 from opd_jax.rollout import Sampling, generate, sample_completions
 from opd_jax.rollout import sampler as sampler_module
@@ -180,3 +183,43 @@ def test_step_and_seed_change_the_samples_and_nothing_else_does(model):
 def test_impossible_requests_are_refused(model, horizon, prompts):
   with pytest.raises(ValueError):
     generate(model, prompts, horizon=horizon, bucket=8, temperature=1.0, seed=0, eos_ids=[])
+
+
+def test_stages_of_attended_slots_change_no_token(model, monkeypatch):
+  assert sampler_module.stage_widths(7, 300) == (134, 262, 306)
+  settings = dict(horizon=280, bucket=300, temperature=1.0, seed=5, eos_ids=[])
+  sampler_module._table.cache_clear()
+  staged = completions(generate(model, PROMPTS, **settings))
+  sampler_module._table.cache_clear()
+  monkeypatch.setattr(sampler_module, "stage_widths", lambda prompt, bucket: ())
+  assert completions(generate(model, PROMPTS, **settings)) == staged
+  sampler_module._table.cache_clear()
+
+
+def test_a_sharded_batch_looks_for_its_end_rarely_and_writes_the_same(model, monkeypatch):
+  """One device looks after every token. Rows that are done write nothing while the others, or nobody, go on."""
+  settings = dict(horizon=30, bucket=32, temperature=1.0, seed=9, eos_ids=list(range(0, 40, 3)))
+  prompts = [[i + 1, i + 2] for i in range(8)]
+  alone = jax.device_get(generate(model, prompts, **settings))
+  mesh = make_mesh((4, 1, 2), jax.devices()[:8])
+  sharded = models.initialize(model.config, jax.random.key(3), "float32", mesh)
+  spread = jax.device_get(generate(sharded, prompts, **settings))
+  assert alone.completion_mask_bs.sum(1).max() < 30  # all end before the horizon: the loop itself has to
+  assert np.array_equal(alone.tokens_bs, spread.tokens_bs)
+  assert np.array_equal(alone.completion_mask_bs, spread.completion_mask_bs)
+  np.testing.assert_allclose(alone.behaviour_logprob_bs, spread.behaviour_logprob_bs, atol=1e-5)
+
+
+def test_no_step_and_no_layer_copies_the_cache(model):
+  """Arrays of the cache's shape are made before the loops: inside they are updated and read, never copied."""
+  table, bucket = ProgramTable(), 300
+  static = dict(sampling=Sampling(1.0), eos_ids=(0,), vocab_size=40)
+  table.define("r", lambda *args, bucket: sample_completions(*args, bucket=bucket, **static))
+  numbers = (np.int32(300), np.uint32(1), np.uint32(2), np.arange(4, dtype=np.uint32))
+  text = table.compile("r", bucket, model, *sampler_module.pad_left(PROMPTS, 8), *numbers).as_text()
+  loops = text[: text.index("\nENTRY ")]
+  config, slots = model.config, 7 + bucket
+  for shape in ((config.head_dim, slots), (slots, config.head_dim)):
+    cache = re.escape(f"f32[{config.layers},4,{config.kv_heads},{shape[0]},{shape[1]}]")
+    assert re.search(rf"= {cache}\S* dynamic-update-slice\(", loops)
+    assert not re.search(rf"= {cache}\S* copy\(", loops)

@@ -74,3 +74,34 @@ def test_a_row_does_not_depend_on_its_neighbours(sampling):
   together, _ = sample(logits, keys, sampling, 32)
   alone = [int(sample(logits[i : i + 1], keys[i : i + 1], sampling, 32)[0][0]) for i in range(6)]
   assert together.tolist() == alone
+
+
+@pytest.mark.parametrize("vocab", [127, 128, 1000])
+def test_blocks_of_any_size_give_the_softmax(vocab):
+  """Chi-squared over the ids that are drawn often: all blocks of ids, and the ids within them."""
+  rng = np.random.default_rng(vocab)
+  logits = np.where(rng.random(vocab) < 0.1, 3.0, -3.0) + rng.normal(size=vocab)
+  tokens, _ = draws(logits, Sampling(1.0), vocab, 20_000, seed=vocab)
+  expected = np.exp(logits) / np.exp(logits).sum() * 20_000
+  frequent = expected > 20
+  counts = np.append(np.bincount(tokens, minlength=vocab)[frequent], np.sum(~frequent[tokens]))
+  expected = np.append(expected[frequent], expected[~frequent].sum())
+  degrees = len(expected) - 1
+  assert ((counts - expected) ** 2 / expected).sum() < degrees + 5 * np.sqrt(2 * degrees)
+
+
+def test_an_id_keeps_its_noise_when_the_vocabulary_is_filled_up():
+  """A head split over `tensor` has rows past the vocabulary; nobody may notice."""
+  logits = np.random.default_rng(0).normal(size=130)
+  filled = np.append(logits, [9.0, 9.0])
+  for sampling in (Sampling(1.0), Sampling(1.0, 20, 0.9), Sampling(0.0)):
+    assert np.array_equal(draws(logits, sampling, 130, 200)[0], draws(filled, sampling, 130, 200)[0])
+
+
+def test_top_p_against_the_definition_on_a_large_vocabulary():
+  """Every id of the kept set is drawn, and no other; ids are few enough that a miss has a probability below 1e-9."""
+  rng = np.random.default_rng(3)
+  logits = np.append(rng.permutation(np.linspace(0, 1.5, 40)), rng.normal(size=3000) * 0.1 - 6)
+  kept = kept_set(logits, 1.0, 0, 0.7)
+  tokens, _ = draws(logits, Sampling(1.0, 0, 0.7), len(logits), 4000)
+  assert set(tokens.tolist()) == kept and 10 < len(kept) < 40
