@@ -7,9 +7,15 @@ footprint   bytes of one chip by role, and a model of the temporaries that compi
 search      the change that makes a run fit, found by that model
 verdict     the plan as one object, as a table and as JSON
 
+width_costs   seconds of the programs of one bucket width, predicted or measured
+cost_fit      from those of a few widths to those of all
+policies      ways to choose buckets, for one schedule, against an oracle
+comparison    all of them for all schedules, as a table and as JSON
+
 Used by `python -m opd_jax.plan`.
 """
 
+from opd_jax.planning.comparison import Comparison, compare_buckets
 from opd_jax.planning.verdict import Verdict, make_plan
 
-__all__ = ["Verdict", "make_plan"]
+__all__ = ["Comparison", "Verdict", "compare_buckets", "make_plan"]

@@ -10,13 +10,12 @@ from rich.table import Table
 from opd_jax.config import Config
 from opd_jax.distributed import make_mesh
 from opd_jax.distributed.topologies import Topology
-from opd_jax.planning.compiled import CompiledProgram, compile_program, refused_program
+from opd_jax.planning.compiled import HOPELESS, CompiledProgram, compile_program, refused_program
 from opd_jax.planning.footprint import Footprint, footprint, model_temporaries
 from opd_jax.planning.search import Candidate, Search
 from opd_jax.planning.subject import abstract_mesh, check_mesh, make_table, read_architectures
 from opd_jax.training.programs import Architectures, list_programs
 
-_HOPELESS = 3  # times a chip's memory: modelled temporaries beyond this are not compiled
 _TRIES = 3  # candidates that are compiled at most before the plan gives up on mending
 
 
@@ -133,7 +132,7 @@ def _compiled(
     modelled = model_temporaries(config, models, program, mesh)
     if same:
       rows += same
-    elif modelled.fixed + modelled.rows > _HOPELESS * topology.hbm_bytes:
+    elif modelled.fixed + modelled.rows > HOPELESS * topology.hbm_bytes:
       rows.append(refused_program(table, program, topology.chips, modelled.fixed + modelled.rows))
     else:
       say(f"compiling {program.label} at bucket {program.bucket} for {topology.name}")
