@@ -52,7 +52,7 @@ def measure(model: models.Model, horizon: int, setting: str, staged: bool) -> di
   numbers = (np.int32(horizon), np.uint32(0), np.uint32(0), np.arange(ROWS, dtype=np.uint32))
   arguments = (model, prompts_bp, np.ones((ROWS, PROMPT), bool), *numbers)
   static = dict(bucket=horizon, sampling=SAMPLING[setting], eos_ids=(), vocab_size=CONFIG["vocab_size"])
-  widths = sampler.stage_widths if staged else lambda prompt, bucket: ()
+  widths = sampler.stage_widths if staged else lambda prompt, bucket: (prompt - 1 + bucket,)
   started = time.process_time()
   with mock.patch.object(sampler, "stage_widths", widths):
     write = jax.jit(functools.partial(sample_completions, **static)).lower(*arguments).compile()

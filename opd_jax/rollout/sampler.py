@@ -34,6 +34,7 @@ from opd_jax.rollout.token_sampling import Sampling, sample
 _LOOK_EVERY = 8
 _STAGES = 8  # most of them: each is a branch of the program, compiled with it
 _SHORTEST_STAGE = 128
+_TILE = 128  # slots that lie together in a TPU's memory
 
 
 def sample_completions(
@@ -94,10 +95,11 @@ def sample_completions(
     positions_bp = jnp.maximum(jnp.cumsum(prompt_mask_bp, axis=1) - 1, 0)
     _, cache = forward(model, prompts_bp[:, :-1], positions_bp[:, :-1], prompt_mask_bp[:, :-1], cache)
   samples = R // B
-  cache = cache.fork(samples, bucket)
+  stages = stage_widths(P, bucket)
+  cache = cache.fork(samples, stages[-1] - (P - 1))
   prompt_mask_rp = jnp.repeat(prompt_mask_bp, samples, axis=0)
   length_r = prompt_mask_rp.sum(1, dtype=jnp.int32)
-  slots_rs = jnp.concatenate([prompt_mask_rp, jnp.ones((R, bucket - 1), bool)], axis=1)
+  slots_rs = jnp.concatenate([prompt_mask_rp, jnp.ones((R, stages[-1] - P), bool)], axis=1)
 
   def unfinished(carry):
     t, unfinished, *_ = carry
@@ -113,7 +115,7 @@ def sample_completions(
       slots_rs & (jnp.arange(slots_rs.shape[1]) <= slot),
       cache,
       slot,
-      stages=stage_widths(P, bucket),
+      stages=stages,
     )
     state, token_r = record(state, t, *draw(hidden_r1d[:, 0], t))
     return t + 1, _unfinished(t, state[-1]), state, token_r, cache
@@ -140,10 +142,16 @@ def sample_completions(
 def stage_widths(prompt: int, bucket: int) -> tuple[int, ...]:
   """Numbers of cache slots, ascending, of which each decode step attends the fewest that hold its token.
 
-  P = 32, bucket = 2048     287, 543, 799, ..., 2079: the prompt but its last token, and 256, 512, ... more
+  P = 32, bucket = 2048     384, 640, 896, ..., 2176: the prompt but its last token, and 256, 512, ... more, in tiles
+
+  All of them are whole tiles where there is more than one: a TPU would copy the whole cache into another layout in
+  order to cut it elsewhere.
   """
   step = max(_SHORTEST_STAGE, -(-bucket // _STAGES))
-  return tuple(prompt - 1 + min(new, bucket) for new in range(step, bucket + step, step))
+  widths = [prompt - 1 + min(new, bucket) for new in range(step, bucket + step, step)]
+  if len(widths) == 1:
+    return tuple(widths)
+  return tuple(sorted({-(-width // _TILE) * _TILE for width in widths}))
 
 
 def _unfinished(t: jax.Array, done_r: jax.Array) -> jax.Array:

@@ -43,14 +43,21 @@ def turn(slots):
   return 6e-3 + 2e-6 * slots
 
 
+def tiles(slots):
+  return -(-slots // 128) * 128
+
+
 def staged(width, turns):
-  """A rollout of this width, turn by turn: each attends an eighth of the width more than it must, at most."""
+  """A rollout of this width, turn by turn: each attends the fewest of at most eight numbers of slots, in tiles."""
   step = max(128, -(-width // 8))
-  return 0.4 + sum(turn(PROMPT - 1 + min((t // step + 1) * step, width)) for t in range(turns))
+  ends = [PROMPT - 1 + min(new, width) for new in range(step, width + step, step)]
+  stages = ends if len(ends) == 1 else [tiles(end) for end in ends]
+  return 0.4 + sum(turn(min(stage for stage in stages if stage >= PROMPT + t)) for t in range(turns))
 
 
 def whole(width, turns):
-  return 0.4 + turns * turn(PROMPT - 1 + width)
+  slots = PROMPT - 1 + width
+  return 0.4 + turns * turn(slots if width <= 128 else tiles(slots))
 
 
 def training(width):

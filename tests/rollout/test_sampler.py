@@ -186,12 +186,13 @@ def test_impossible_requests_are_refused(model, horizon, prompts):
 
 
 def test_stages_of_attended_slots_change_no_token(model, monkeypatch):
-  assert sampler_module.stage_widths(7, 300) == (134, 262, 306)
+  assert sampler_module.stage_widths(7, 300) == (256, 384)  # of 128, 256 and 300 new tokens: whole tiles
+  assert sampler_module.stage_widths(7, 100) == (106,)
   settings = dict(horizon=280, bucket=300, temperature=1.0, seed=5, eos_ids=[])
   sampler_module._table.cache_clear()
   staged = completions(generate(model, PROMPTS, **settings))
   sampler_module._table.cache_clear()
-  monkeypatch.setattr(sampler_module, "stage_widths", lambda prompt, bucket: ())
+  monkeypatch.setattr(sampler_module, "stage_widths", lambda prompt, bucket: (prompt - 1 + bucket,))
   assert completions(generate(model, PROMPTS, **settings)) == staged
   sampler_module._table.cache_clear()
 
@@ -218,7 +219,7 @@ def test_no_step_and_no_layer_copies_the_cache(model):
   numbers = (np.int32(300), np.uint32(1), np.uint32(2), np.arange(4, dtype=np.uint32))
   text = table.compile("r", bucket, model, *sampler_module.pad_left(PROMPTS, 8), *numbers).as_text()
   loops = text[: text.index("\nENTRY ")]
-  config, slots = model.config, 7 + bucket
+  config, slots = model.config, sampler_module.stage_widths(8, bucket)[-1]
   for shape in ((config.head_dim, slots), (slots, config.head_dim)):
     cache = re.escape(f"f32[{config.layers},4,{config.kv_heads},{shape[0]},{shape[1]}]")
     assert re.search(rf"= {cache}\S* dynamic-update-slice\(", loops)
