@@ -66,6 +66,7 @@ def command(variant: str, method: str, seed: int, workdir: Path) -> list[str]:
     "--config.eval.every=5",
     "--config.eval.first=15",
     "--config.log.tensorboard=False",
+    "--config.horizon.compile_ahead=False",  # or cpu_seconds would hold what is compiled in the background
     *METHODS[method],
   ]
 
