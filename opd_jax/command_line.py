@@ -42,7 +42,10 @@ def run_without_config(main: Callable[[Sequence[str]], None]) -> None:
 
 def workdir() -> str:
   """The value of --workdir, the one flag that several commands have."""
-  return required(_WORKDIR, "runs/my_run")
+  folder = required(_WORKDIR, "runs/my_run")
+  if "://" in folder:
+    raise InputError(f"--workdir={folder} is a URL; give a local folder (mount a bucket with gcsfuse)")
+  return folder
 
 
 def required(flag: flags.FlagHolder, example: str) -> str:

@@ -6,6 +6,7 @@ Lengths are in tokens, `every` in optimizer steps.
 """
 
 import dataclasses
+import math
 import typing
 from typing import Any
 
@@ -18,6 +19,7 @@ DTYPES = ("float32", "bfloat16")
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "sampled")
 SCHEDULES = ("constant", "cosine", "linear")
 HORIZONS = ("full", "truncated", "progressive")
+_MOST_STEPS, _LONGEST = 1_000_000, 2**20  # schedules and ladders are written out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Log:
   samples: int = 4  # completions an evaluation writes to samples.jsonl
   tensorboard: bool = True
   fail_on_unplanned_compile: bool = False  # an XLA compile outside the table after the first step is an error
-  profile: bool = False  # trace steps 3 to 5 into WORKDIR/profile
+  profile: bool = False  # trace the third to fifth step of this process into WORKDIR/profile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +239,8 @@ def _typed(value, hint, name: str):
     return _buckets(value)
   if hint is float and type(value) is int:
     return float(value)
+  if hint is float and type(value) is float and not math.isfinite(value):
+    raise InputError(f"config.{name} is {value!r}: it must be a finite number")
   if type(value) is not hint:
     raise InputError(f"config.{name} is {value!r}: it must be {_article(hint)}, not {_article(type(value))}")
   return value
@@ -279,6 +283,7 @@ def _check(config: Config) -> None:
   positive = "at least 1"
   rules = (
     (c.steps >= 1, "steps", positive),
+    (c.steps <= _MOST_STEPS, "steps", f"at most {_MOST_STEPS:,}"),
     (0 <= c.seed < 2**31, "seed", "from 0 to 2^31 - 1"),
     (bool(c.student.path), "student.path", "a Hugging Face folder or hub id"),
     (bool(c.teacher.path), "teacher.path", "a Hugging Face folder or hub id"),
@@ -291,6 +296,7 @@ def _check(config: Config) -> None:
     (0 < c.rollout.top_p <= 1, "rollout.top_p", "above 0 and at most 1"),
     (c.rollout.top_k >= 0, "rollout.top_k", "0 (off) or more"),
     (c.horizon.max >= 1, "horizon.max", positive),
+    (c.horizon.max <= _LONGEST, "horizon.max", f"at most {_LONGEST:,}"),
     (0 < c.horizon.rho <= 1, "horizon.rho", "above 0 and at most 1"),
     (1 <= c.horizon.start, "horizon.start", positive),
     (c.horizon.kind != "progressive" or c.horizon.start <= c.horizon.max, "horizon.start", "at most horizon.max"),

@@ -6,6 +6,7 @@ decides which program runs next (horizon, stop, save) must be the same on all of
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 
 import jax
@@ -48,12 +49,13 @@ def _join() -> None:
     missing = [name for name, value in named.items() if not value]
     if missing or not (named["JAX_NUM_PROCESSES"].isdigit() and named["JAX_PROCESS_ID"].isdigit()):
       raise InputError(f"a cluster needs {', '.join(named)}, the last two as numbers; missing: {missing or 'none'}")
-    jax.distributed.initialize(
-      named["JAX_COORDINATOR_ADDRESS"],
-      int(named["JAX_NUM_PROCESSES"]),
-      int(named["JAX_PROCESS_ID"]),
-      heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-    )
+    address, processes, index = (named[name] for name in named)
+    if not re.fullmatch(r".+:\d+", address) or int(index) >= int(processes):
+      raise InputError(
+        f"JAX_COORDINATOR_ADDRESS={address} JAX_NUM_PROCESSES={processes} JAX_PROCESS_ID={index}: the address must be "
+        "host:port, and the id less than the number of processes"
+      )
+    jax.distributed.initialize(address, int(processes), int(index), heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     return
   try:
     jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)

@@ -41,7 +41,10 @@ def make_mesh(sizes: tuple[int, int, int] = (1, -1, 1), devices=None) -> Mesh:
 
   Raises InputError where the sizes do not multiply to the devices, or `data` does not tell their slices apart.
   """
-  devices = list(jax.devices() if devices is None else devices)
+  try:
+    devices = list(jax.devices() if devices is None else devices)
+  except RuntimeError as error:  # JAX_PLATFORMS names what is not here
+    raise InputError(f"jax finds no devices: {str(error).splitlines()[0]}") from error
   data, *rest = mesh_shape(sizes, len(devices))
   slices = len({getattr(device, "slice_index", 0) for device in devices})
   if data % slices:

@@ -130,7 +130,7 @@ def totals(run: RunRecord) -> list[tuple[str, str]]:
   lines = []
   _, losses = run.column("loss")
   if losses:
-    lines.append(("loss", f"{number(losses[0])} first, {number(losses[-1])} last"))
+    lines.append(("loss", f"{number(losses[0])} first, {number(run.metrics[-1].get('loss'))} last"))
   if run.metrics:
     lines.append(("generated", f"{count(run.generated_tokens())} tokens in {len(run.metrics)} steps"))
   split = run.seconds_split()

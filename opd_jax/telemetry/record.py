@@ -84,7 +84,10 @@ class RunRecord:
     return split | {"other": rest} if rest > 0 else split
 
   def compiles(self, name: str = "compiles") -> dict[int, int]:
-    """step -> programs compiled in it. The column counts from the start of a process, so a fall is a resume."""
+    """step -> programs compiled in it, from `compiles_new` where rows have it. Otherwise from the column, which counts
+    from the start of a process, so that a fall is a resume."""
+    if name == "compiles" and any("compiles_new" in row for row in self.metrics):
+      return {row["step"]: len(row["compiles_new"]) for row in self.metrics if row.get("compiles_new")}
     steps, counts = self.column(name)
     found = {}
     for step, before, after in zip(steps, itertools.chain([0], counts), counts):

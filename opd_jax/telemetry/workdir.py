@@ -14,14 +14,17 @@ process; `compiles_new` are those since the row before: program, bucket, seconds
 whether it was compiled ahead.
 """
 
+import contextlib
 import json
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from opd_jax.errors import InputError
 from opd_jax.telemetry.rows import drop_rows_after, encode_row, plain, replace_file, writing
@@ -40,6 +43,20 @@ def make_workdir(workdir: str | Path) -> Path:
     probe.touch()
     probe.unlink()
   return path
+
+
+@contextlib.contextmanager
+def sole_writer(workdir: str | Path) -> Iterator[None]:
+  """Keeps a second run out of the folder while this one writes to it; the lock goes with the process."""
+  lock = filelock.FileLock(Path(workdir) / ".lock")
+  try:
+    lock.acquire(timeout=0)
+  except filelock.Timeout:
+    raise InputError(f"another run is writing to {workdir}: wait for it, or choose another --workdir") from None
+  try:
+    yield
+  finally:
+    lock.release()
 
 
 def write_config(workdir: str | Path, config: Mapping[str, Any]) -> Path:

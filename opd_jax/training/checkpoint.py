@@ -58,23 +58,25 @@ class Checkpointer:
 
   def progress(self) -> Progress:
     """Of the newest checkpoint, without its arrays."""
-    restored = self._manager.restore(self.latest(), args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
-    return Progress(**restored["progress"])
+    return Progress(**self._read(progress=ocp.args.JsonRestore())["progress"])
 
   def restore(self, template: TrainState) -> TrainState:
-    """The newest checkpoint's state, in the shapes, dtypes and shardings of `template` (see `abstract_state`).
-
-    Raises InputError where the checkpoint does not fit it.
-    """
-    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(_arrays(template)))
-    try:
-      restored = self._manager.restore(self.latest(), args=arguments)["state"]
-    except (ValueError, KeyError) as error:
-      raise InputError(
-        f"checkpoint {self._folder / str(self.latest())} does not fit this student ({error}); choose another --workdir"
-      ) from error
+    """The newest checkpoint's state, in the shapes, dtypes and shardings of `template` (see `abstract_state`)."""
+    restored = self._read(state=ocp.args.StandardRestore(_arrays(template)))["state"]
     student = dataclasses.replace(template.student, params=restored["student"])
     return TrainState(student, restored["opt_state"], restored["step"])
+
+  def _read(self, **parts) -> Any:
+    """Parts of the newest checkpoint. Raises InputError where they are damaged or do not fit."""
+    newest, *older = sorted(self._manager.all_steps(), reverse=True)
+    try:
+      return self._manager.restore(newest, args=ocp.args.Composite(**parts))
+    except Exception as error:  # Orbax and what it stands on have no common one for a file that is cut short
+      way = f"move it away to go on from step {older[0]}" if older else "choose another --workdir"
+      reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+      raise InputError(
+        f"checkpoint {self._folder / str(newest)} is damaged or of another student ({reason}); {way}"
+      ) from error
 
   def close(self) -> None:
     """Waits for saves that are under way."""

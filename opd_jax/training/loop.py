@@ -5,6 +5,8 @@
 A checkpoint comes last, so whatever it covers has been written, and rows after it are dropped and written again.
 """
 
+import contextlib
+import math
 import os
 import resource
 import signal
@@ -23,7 +25,7 @@ from opd_jax.hub import model_folder
 from opd_jax.models import Model
 from opd_jax.programs import unplanned_compiles
 from opd_jax.telemetry.console import StepProgress, number
-from opd_jax.telemetry.workdir import RunLog, make_workdir, write_config
+from opd_jax.telemetry.workdir import RunLog, make_workdir, sole_writer, write_config
 from opd_jax.training.checkpoint import Checkpointer, Progress, identity
 from opd_jax.training.pipeline import Pipeline
 from opd_jax.training.run import Run
@@ -39,24 +41,29 @@ def train(run: Run) -> None:
 
   On SIGTERM it saves the step that it is at and raises SystemExit(PREEMPTED).
   """
-  config, writes = run.config, jax.process_index() == 0
+  writes = jax.process_index() == 0
   make_workdir(run.workdir)
-  checkpoints = Checkpointer(run.workdir, config.checkpoint.keep)
-  resume = checkpoints.latest()
-  with RunLog(run.workdir, resume_step=resume, writes=writes, tensorboard=config.log.tensorboard) as log:
-    if writes:
-      write_config(run.workdir, configs.to_dict(config))
-    # Only the writing process knows what has been evaluated; all must agree on what comes next.
-    evaluated = any_process(any(row["step"] == resume and row["model"] == "student" for row in log.evaluations))
-    if resume is not None and resume >= config.steps and (evaluated or not run.evaluator):
-      print(f"{run.workdir} is at step {resume} of {config.steps}: nothing left to do")
-    else:
-      try:
-        with _Termination() as termination, open(os.devnull, "w") as silence:
-          _train(run, log, sys.stdout if writes else silence, checkpoints, termination)
-      finally:
-        run.table.stop()
-  checkpoints.close()
+  with sole_writer(run.workdir) if writes else contextlib.nullcontext():
+    checkpoints = Checkpointer(run.workdir, run.config.checkpoint.keep)
+    resume = checkpoints.latest()
+    with RunLog(run.workdir, resume_step=resume, writes=writes, tensorboard=run.config.log.tensorboard) as log:
+      # Only the writing process knows what has been evaluated; all must agree on what comes next.
+      evaluated = any_process(any(row["step"] == resume and row["model"] == "student" for row in log.evaluations))
+      if resume is not None and resume >= run.config.steps and (evaluated or not run.evaluator):
+        print(f"{run.workdir} is at step {resume} of {run.config.steps}: nothing left to do")
+      else:
+        _go_on(run, log, checkpoints, writes)
+    checkpoints.close()
+
+
+def _go_on(run: Run, log: RunLog, checkpoints: Checkpointer, writes: bool) -> None:
+  if writes:
+    write_config(run.workdir, configs.to_dict(run.config))
+  try:
+    with _Termination() as termination, open(os.devnull, "w") as silence:
+      _train(run, log, sys.stdout if writes else silence, checkpoints, termination)
+  finally:
+    run.table.stop()
 
 
 def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, termination: "_Termination") -> None:
@@ -87,12 +94,15 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
     if first >= config.steps and run.evaluator:
       evaluate(state.student, "student", first)
     del state  # the pipeline's to use up
-    unplanned = None
+    unplanned, finite = None, True
 
     def record(row: dict[str, Any] | None) -> None:
       if row is None:
         return
-      nonlocal unplanned
+      nonlocal unplanned, finite
+      if finite and not math.isfinite(row["loss"]):
+        finite = False
+        console.note(f"step {row['step']}: the loss is {row['loss']}; a smaller optimizer.learning_rate may help")
       # What the first step compiles beside its programs (transfers, say) is the price of starting, not a surprise.
       unplanned = unplanned_compiles() if unplanned is None else unplanned
       row |= {"unplanned_compiles": unplanned_compiles() - unplanned, "host_memory_peak": _host_memory_peak()}
@@ -106,10 +116,11 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
           "(log.fail_on_unplanned_compile); JAX_LOG_COMPILES=1 names it"
         )
 
-    if config.horizon.compile_ahead and (waited := steps.wait_for_programs()):
-      console.note(f"the horizon grows faster than the compiler: {waited} bucket(s) compiled before the first step")
+    if config.horizon.compile_ahead:
+      steps.wait_for_programs(console.note)
+    tracing = False
     while (step := steps.progress.step) < config.steps:
-      _profile(run, step - first + 1)
+      tracing = _profile(run, step - first + 1, tracing)
       record(steps.advance())
       step += 1
       last, stop = step == config.steps, any_process(termination.requested)
@@ -125,6 +136,7 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
         checkpoints.close()
         console.note(f"SIGTERM: step {step} is saved; the same command goes on from there")
         raise SystemExit(PREEMPTED)
+    _profile(run, None, tracing)
 
 
 def _evaluation_is_due(config: configs.Eval, step: int) -> bool:
@@ -169,12 +181,16 @@ def _host_memory_peak() -> int:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _profile(run: Run, nth: int) -> None:
-  """Starts and stops the trace of log.profile around the steps of this process."""
+def _profile(run: Run, nth: int | None, tracing: bool) -> bool:
+  """Starts and stops the trace of log.profile around steps of this process (None: there are no more). Whether it
+  goes on."""
   if run.config.log.profile and nth == _PROFILED[0]:
     jax.profiler.start_trace(str(run.workdir / "profile"))
-  if run.config.log.profile and nth == _PROFILED[1] + 1:
+    return True
+  if tracing and (nth is None or nth > _PROFILED[1]):
     jax.profiler.stop_trace()
+    return False
+  return tracing
 
 
 def restore_student(run: Run) -> tuple[Model, int]:

@@ -11,6 +11,7 @@ decode layout, for the tokens, for the metrics. A step ends where its metrics ar
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,8 +51,8 @@ class Pipeline:
     """Has everything that the rest of the run needs compiled in the background, what is needed first first."""
     self._run.table.compile_ahead((p.name, p.bucket, p.arguments) for p in self._programs())
 
-  def wait_for_programs(self) -> int:
-    """Waits for those buckets that will be needed before the compiler is through. Returns how many there are.
+  def wait_for_programs(self, say: Callable[[str], None]) -> None:
+    """Waits for those buckets that will be needed before the compiler is through, and says so.
 
     A step takes at least as long as its rollout, and a rollout changes nothing: it is run twice and timed. The time
     counts as compiling in the first step's row.
@@ -59,7 +60,7 @@ class Pipeline:
     run, table, first = self._run, self._run.table, self.progress.step
     needs = list(first_needs(run.config, first).items())
     if len(needs) < 2:
-      return 0
+      return
     self._clock = _Stopwatch()
     (present, _), *coming = needs
     steps = [p for p in self._programs() if p.name in _OF_A_STEP]
@@ -78,10 +79,12 @@ class Pipeline:
       jax.block_until_ready(table.run("rollout", present, student, *batch))
       seconds_a_step = time.perf_counter() - started
     soon = too_late([step - first for _, step in coming], seconds_a_step, seconds_a_compile)
+    if soon:
+      named = ", ".join(str(bucket) for bucket, _ in coming[:soon])
+      say(f"the horizon grows faster than the compiler: compiling before the first step for buckets {named}")
     for bucket, _ in coming[:soon]:
       compile_bucket(bucket)
     self._clock.lap("compile_wait")
-    return soon
 
   def advance(self) -> dict[str, Any] | None:
     """Begins a step. Returns the row of the step before it, if that was still running."""

@@ -31,7 +31,7 @@ from opd_jax.telemetry.workdir import read_config
 from opd_jax.training.step import define_programs
 
 # What may differ when a workdir is used again: how long to run, what to watch, and on how many devices.
-_FREE = ("steps", "mesh.", "checkpoint.", "eval.", "log.", "debug.")
+_FREE = ("steps", "mesh.", "checkpoint.", "eval.", "log.", "debug.", "horizon.compile_ahead")
 
 
 @dataclasses.dataclass(frozen=True)

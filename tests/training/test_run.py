@@ -13,6 +13,7 @@ from opd_jax.command_line import load_config
 from opd_jax.distributed import place_rows
 from opd_jax.errors import InputError
 from opd_jax.rollout import Rollout
+from opd_jax.telemetry.workdir import sole_writer
 from opd_jax.training import open_run, train
 from opd_jax.training.checkpoint import Checkpointer
 from opd_jax.training.state import abstract_state, make_optimizer
@@ -244,3 +245,35 @@ def test_a_checkpoint_gives_the_same_loss_on_any_mesh(evaluated, cube):
   assert expected > 0.1
   for shape in ((1, 4, 1), (1, 1, 1)):
     assert loss_on(shape) == pytest.approx(expected, rel=1e-5), shape
+
+
+def test_a_second_run_is_kept_out_of_the_workdir(tiny_config, tmp_path):
+  with sole_writer(tmp_path), pytest.raises(InputError, match="another run is writing"):
+    run(tiny_config, tmp_path)
+  assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_damaged_checkpoint_is_named_with_the_sound_one_before_it(evaluated, whole, tmp_path):
+  config, flags = evaluated
+  shutil.copytree(whole[1], tmp_path / "w")
+  shutil.copytree(tmp_path / "w" / "checkpoints" / "10", tmp_path / "w" / "checkpoints" / "9")
+  for path in (tmp_path / "w" / "checkpoints" / "10" / "state").rglob("*"):
+    if path.is_file() and path.parent.name == "d":
+      path.write_bytes(b"")
+  with pytest.raises(InputError, match=r"10 is damaged.*go on from step 9") as caught:
+    run(config, tmp_path / "w", *flags, "--config.steps=11")
+  assert "\n" not in str(caught.value)
+
+
+def test_a_shorter_run_than_what_is_done_changes_no_record(evaluated, whole):
+  config, flags = evaluated
+  before = (whole[1] / "config.json").read_bytes()
+  run(config, whole[1], *flags, "--config.steps=5")
+  assert (whole[1] / "config.json").read_bytes() == before
+
+
+def test_a_loss_that_is_no_number_is_told(tiny_config, tmp_path, capsys):
+  run(tiny_config, tmp_path, "--config.optimizer.learning_rate=1e38", "--config.optimizer.clip=0.0")
+  out = capsys.readouterr().out
+  assert "the loss is" in out and "learning_rate" in out
+  assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["loss"] is None
