@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-_SLOW = flags.DEFINE_integer("slow", 150, "steps between two growths of the slow schedule")
+_SLOW = flags.DEFINE_integer("slow", 40, "steps between two growths of the slow schedule")
 _FAST = flags.DEFINE_integer("fast", 3, "and of the fast one")
 _DEVICES = flags.DEFINE_list("devices", ["1", "8"], "simulated devices")
 _OUT = flags.DEFINE_string("out", None, "where to write OUT.md and OUT.json")
