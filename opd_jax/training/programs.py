@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from opd_jax.config import Config
 from opd_jax.distributed import DECODING, TRAINING, sharding
+from opd_jax.horizon import bucket_for
 from opd_jax.models import Architecture, Model, parameter_specs, parameter_table, quantize
 from opd_jax.models.parameters import nested
 from opd_jax.rollout import Rollout
@@ -144,7 +145,7 @@ def list_programs(
 
 def first_needs(config: Config, first_step: int = 0) -> dict[int, int]:
   """{bucket: the first step from `first_step` on that uses it}, in that order."""
-  horizon, needs = config.horizon.build(), {}
+  horizon, ladder, needs = config.horizon.build(), config.ladder(), {}
   for step in range(first_step, config.steps):
-    needs.setdefault(config.bucket(horizon(step)), step)
+    needs.setdefault(bucket_for(horizon(step), ladder), step)
   return needs
