@@ -13,7 +13,6 @@ from opd_jax.planning.hlo import Work, read_work
 from opd_jax.programs import ProgramTable
 from opd_jax.training.programs import Program
 
-HOPELESS = 3  # times a chip's memory: a program whose modelled temporaries are beyond this is better not compiled
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NEEDED = re.compile(r"(?:Used |\()([\d.]+)([KMGT]?)(?:\) exceeds| of )")
 

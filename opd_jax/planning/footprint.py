@@ -20,12 +20,15 @@ from jax.sharding import AbstractMesh, Mesh
 
 from opd_jax.config import Config
 from opd_jax.distributed import DECODING, sharding
+from opd_jax.distributed.topologies import Topology
 from opd_jax.models import Architecture
 from opd_jax.models.attention import queries_at_once
-from opd_jax.planning.compiled import CompiledProgram, bytes_on_chip
+from opd_jax.planning.compiled import CompiledProgram, bytes_on_chip, refused_program
+from opd_jax.programs import ProgramTable
 from opd_jax.training.programs import Architectures, Program, abstract_model, abstract_models
 
 _FLOAT32 = 4
+_HOPELESS = 3  # times a chip's memory: a program whose modelled temporaries are beyond this is better not compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +120,17 @@ def model_temporaries(
   if program.generates:
     return _generating(config, models, program, mesh)
   return _updating(config, models, program, mesh)
+
+
+def refused_by_model(
+  table: ProgramTable, config: Config, models: Architectures, program: Program, mesh: Mesh, topology: Topology
+) -> CompiledProgram | None:
+  """The row of a program that no compiler need be asked about; None where one should."""
+  modelled = model_temporaries(config, models, program, mesh)
+  temporaries = modelled.fixed + modelled.rows
+  if temporaries <= _HOPELESS * topology.hbm_bytes:
+    return None
+  return refused_program(table, program, topology.chips, temporaries)
 
 
 def _resharding(config: Config, a: Architecture, mesh: Mesh | AbstractMesh) -> Temporaries:

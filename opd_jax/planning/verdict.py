@@ -10,8 +10,8 @@ from rich.table import Table
 from opd_jax.config import Config
 from opd_jax.distributed import make_mesh
 from opd_jax.distributed.topologies import Topology
-from opd_jax.planning.compiled import HOPELESS, CompiledProgram, compile_program, refused_program
-from opd_jax.planning.footprint import Footprint, footprint, model_temporaries
+from opd_jax.planning.compiled import CompiledProgram, compile_program
+from opd_jax.planning.footprint import Footprint, footprint, refused_by_model
 from opd_jax.planning.search import Candidate, Search
 from opd_jax.planning.subject import abstract_mesh, check_mesh, make_table, read_architectures
 from opd_jax.training.programs import Architectures, list_programs
@@ -129,11 +129,10 @@ def _compiled(
   table, rows = make_table(config, models, mesh), []
   for program in list_programs(config, models, mesh):
     same = [row for row in known if row.program == program]
-    modelled = model_temporaries(config, models, program, mesh)
     if same:
       rows += same
-    elif modelled.fixed + modelled.rows > HOPELESS * topology.hbm_bytes:
-      rows.append(refused_program(table, program, topology.chips, modelled.fixed + modelled.rows))
+    elif refused := refused_by_model(table, config, models, program, mesh, topology):
+      rows.append(refused)
     else:
       say(f"compiling {program.label} at bucket {program.bucket} for {topology.name}")
       rows.append(compile_program(table, program, topology))

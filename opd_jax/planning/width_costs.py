@@ -23,8 +23,8 @@ from opd_jax.config import Config
 from opd_jax.distributed import make_mesh
 from opd_jax.distributed.topologies import Topology
 from opd_jax.errors import InputError
-from opd_jax.planning.compiled import HOPELESS, CompiledProgram, bytes_on_chip, compile_program, refused_program
-from opd_jax.planning.footprint import model_temporaries
+from opd_jax.planning.compiled import CompiledProgram, bytes_on_chip, compile_program
+from opd_jax.planning.footprint import refused_by_model
 from opd_jax.planning.hlo import read_work
 from opd_jax.programs import ProgramTable
 from opd_jax.training.programs import Architectures, Program, list_programs
@@ -74,10 +74,8 @@ def cost_widths(
   define_programs(table, config, (), models.vocab_size)  # without end-of-sequence ids every row reaches the horizon
 
   def compiled(program: Program) -> CompiledProgram:
-    modelled = model_temporaries(config, models, program, mesh)
-    if modelled.fixed + modelled.rows > HOPELESS * topology.hbm_bytes:
-      return refused_program(table, program, topology.chips, modelled.fixed + modelled.rows)
-    return compile_program(table, program, topology)
+    refused = refused_by_model(table, config, models, program, mesh, topology)
+    return refused or compile_program(table, program, topology)
 
   costs = []
   for width in widths:
