@@ -33,6 +33,7 @@ def divergence(
   support: str | None = None,
   top_k: int | None = None,
   repair: str | None = None,
+  with_sampled: bool = False,
   teacher_temperature: float | None = None,
   student_softcap: float | None = None,
   teacher_softcap: float | None = None,
@@ -54,8 +55,8 @@ def divergence(
     beta: `jsd` only, strictly between 0 and 1.
     temperature: divides the logits of both models; no T^2 factor.
     vocab_size: entries past it are padding; None is the smaller head's rows.
-    sampled_ids: [T] int ids in [0, vocab_size); needed by `sampled` and `score_tail`, optional otherwise (for the
-      log-probs).
+    sampled_ids: [T] int ids in [0, vocab_size); needed by `sampled`, `score_tail`, `head_tail` and `with_sampled`,
+      optional otherwise (for the log-probs).
     advantages: [T] A of `sampled`; None is -(log p(a) - log q(a)). No gradient.
     support: restricts `reverse_kl` or `forward_kl` to the `top_k` entries that the `teacher`, the `student` or either
       (`union`) ranks highest; the choice gets no gradient.
@@ -64,7 +65,12 @@ def divergence(
       `renormalize` both softmaxes on S alone (arXiv 2603.25562); `tail` one more bucket for everything else;
       `generalized` sum over S of p log(p/q) - p + q (forward: q log(q/p) - q + p);
       `score_tail` (reverse only) sum over S of p (log(p/q) - 1), plus sg(log p(a)/q(a)) log p(a) where the sampled
-      token a fell outside S: its expected gradient is that of the full `reverse_kl`.
+      token a fell outside S: its expected gradient is that of the full `reverse_kl`;
+      `head_tail` (reverse only) sum over S of p log(p/q), plus r sg(log p(a)/q(a)) where a fell outside S, with
+      r = p(a)/sg(p(a)) (arXiv 2603.25562, variants V4 and V5, on policy): its expected gradient is off by that of P,
+      so that it moves mass out of S;
+      `truncate` (forward only) sum over S of q log(q/p), as entropy-aware OPD adds it (arXiv 2603.07079).
+    with_sampled: the sampled token joins the support, where it is not in it already.
     teacher_temperature: of the teacher alone; None is `temperature`.
     student_softcap: logits become softcap * tanh(logits / softcap) before the temperature.
     teacher_softcap: the same of the teacher.
@@ -93,6 +99,7 @@ def divergence(
     support=support,
     top_k=top_k,
     repair=repair,
+    with_sampled=with_sampled,
   )
   _check_objective(problem, inputs)
   _check_support(problem, inputs)
@@ -193,8 +200,8 @@ def _check_objective(problem: Problem, inputs: Inputs):
 def _check_support(problem: Problem, inputs: Inputs):
   support, top_k, repair = problem.support, problem.top_k, problem.repair
   if support is None:
-    if top_k is not None or repair is not None:
-      raise ValueError(f"top_k and repair go with a support: give support= one of {', '.join(SUPPORTS)}")
+    if top_k is not None or repair is not None or problem.with_sampled:
+      raise ValueError(f"top_k, repair and with_sampled go with a support: give support= one of {', '.join(SUPPORTS)}")
     return
   if support not in SUPPORTS:
     raise ValueError(f"support={support!r}: choose from {', '.join(SUPPORTS)}")
@@ -204,15 +211,21 @@ def _check_support(problem: Problem, inputs: Inputs):
     raise ValueError(f"top_k={top_k} must be in 1..{problem.vocab_size}, the vocabulary")
   if repair not in REPAIRS:
     raise ValueError(
-      f"repair={repair!r}: choose from {', '.join(REPAIRS)}; the sum truncated to the support is not offered bare, "
-      "because it is no divergence: it goes below 0 and training on it collapses (verl issue 5041)"
+      f"repair={repair!r}: choose from {', '.join(REPAIRS)}; the reverse KL's sum truncated to the support is not "
+      "offered bare, because it is no divergence: it goes below 0 and training on it collapses (verl issue 5041)"
     )
-  if repair == "renormalize" and top_k == 1 and support != "union":
+  if repair == "renormalize" and top_k == 1 and support != "union" and not problem.with_sampled:
     raise ValueError("repair='renormalize' with top_k=1 is 0 with zero gradient everywhere: use top_k >= 2 or 'tail'")
-  if repair == "score_tail" and problem.kind != "reverse_kl":
-    raise ValueError("repair='score_tail' samples from the student, so it has a meaning for kind='reverse_kl' only")
-  if repair == "score_tail" and inputs.ids is None:
-    raise ValueError("repair='score_tail' needs sampled_ids, the generated token at each position")
+  if repair in ("score_tail", "head_tail") and problem.kind != "reverse_kl":
+    raise ValueError(f"repair={repair!r} samples from the student, so it has a meaning for kind='reverse_kl' only")
+  if repair == "truncate" and problem.kind != "forward_kl":
+    raise ValueError(
+      "repair='truncate' is for kind='forward_kl': the reverse KL's truncated sum goes below 0 and training on it "
+      "collapses (verl issue 5041); use 'renormalize', 'tail', 'generalized' or 'score_tail'"
+    )
+  if (repair in ("score_tail", "head_tail") or problem.with_sampled) and inputs.ids is None:
+    what = "with_sampled=True" if problem.with_sampled else f"repair={repair!r}"
+    raise ValueError(f"{what} needs sampled_ids, the generated token at each position")
 
 
 def _checked_vocab_size(inputs: Inputs, vocab_size: int | None) -> int:

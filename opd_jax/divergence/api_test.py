@@ -30,6 +30,8 @@ BAD = [
   ({"kind": "reverse_kl", "support": "teacher", "top_k": 4}, "collapses"),
   ({"kind": "reverse_kl", "support": "teacher", "top_k": 1, "repair": "renormalize"}, "zero gradient"),
   ({"kind": "forward_kl", "support": "teacher", "top_k": 4, "repair": "score_tail"}, "reverse_kl"),
+  ({"kind": "reverse_kl", "support": "teacher", "top_k": 4, "repair": "truncate"}, "collapses"),
+  ({"kind": "reverse_kl", "with_sampled": True}, "go with a support"),
 ]
 
 

@@ -157,11 +157,13 @@ def settle(problem: Problem, inputs: Inputs, blocks: Blocks, total, entries, kep
   if inputs.ids is not None:
     logits = sampled_logits(problem, inputs, blocks)
     sampled = tuple(normaliser.log_probability(logit) for normaliser, logit in zip(normalisers, logits))
+    if problem.with_sampled:
+      entries = support.joined_by(entries, inputs.ids, *logits)
   logsumexps = (normaliser.logsumexp for normaliser in normalisers)
   rows = Rows(None, total.student_entropy, total.teacher_entropy, *logsumexps, *(sampled or (None, None)))
   if problem.support:
     tails = _tails(blocks, entries, kept, source) if problem.needs_second_pass else None
-    score = (inputs.ids, *sampled) if problem.repair == "score_tail" else None
+    score = (inputs.ids, *sampled) if problem.repair in ("score_tail", "head_tail") else None
     settled = support.settle(problem, entries, normalisers, tails, score)
     rows = rows._replace(
       per_token=settled.per_token,

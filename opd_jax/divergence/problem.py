@@ -10,7 +10,7 @@ import jax
 
 KINDS = ("reverse_kl", "forward_kl", "jsd", "sampled")
 SUPPORTS = ("teacher", "student", "union")
-REPAIRS = ("renormalize", "tail", "generalized", "score_tail")
+REPAIRS = ("renormalize", "tail", "generalized", "score_tail", "head_tail", "truncate")
 
 # Minus infinity that can be subtracted from itself: padded vocabulary and the start of every running maximum.
 MASKED = -1e30
@@ -30,6 +30,7 @@ class Problem:
   support: str | None = None
   top_k: int | None = None
   repair: str | None = None
+  with_sampled: bool = False
 
   @property
   def is_dense(self) -> bool:

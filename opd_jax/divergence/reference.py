@@ -32,7 +32,7 @@ def divergence(problem: Problem, inputs: Inputs) -> Divergence:
     sampled = tuple(jnp.take_along_axis(log, inputs.ids[:, None], axis=1)[:, 0] for log in (log_p, log_q))
   masses = (None, None, None)
   if problem.support is not None:
-    inside = fixed(_support(problem, z, y))
+    inside = fixed(_support(problem, inputs, z, y))
     per_token = objective = _on_support(problem, inputs, inside, z, y, log_p, log_q, sampled)
     masses = (jnp.sum(jnp.where(inside, values, 0), axis=1) for values in (p, q, jnp.minimum(p, q)))
   elif problem.kind == "reverse_kl":
@@ -60,14 +60,17 @@ def divergence(problem: Problem, inputs: Inputs) -> Divergence:
   return Divergence(loss=loss, **fixed(results))
 
 
-def _support(problem: Problem, z: jax.Array, y: jax.Array) -> jax.Array:
+def _support(problem: Problem, inputs: Inputs, z: jax.Array, y: jax.Array) -> jax.Array:
   """[T, V] bool: the entries of the support."""
 
   def best(logits):
     _, ids = jax.lax.top_k(logits, problem.top_k)
     return jnp.zeros(logits.shape, bool).at[jnp.arange(logits.shape[0])[:, None], ids].set(True)
 
-  return {"student": lambda: best(z), "teacher": lambda: best(y), "union": lambda: best(z) | best(y)}[problem.support]()
+  inside = {"student": lambda: best(z), "teacher": lambda: best(y), "union": lambda: best(z) | best(y)}[
+    problem.support
+  ]()
+  return inside | (jnp.arange(z.shape[1]) == inputs.ids[:, None]) if problem.with_sampled else inside
 
 
 def _on_support(problem: Problem, inputs: Inputs, inside, z, y, log_p, log_q, sampled):
@@ -85,6 +88,12 @@ def _on_support(problem: Problem, inputs: Inputs, inside, z, y, log_p, log_q, sa
     return jnp.sum(jnp.where(inside, term, 0), axis=1) + jnp.exp(rest_a) * (rest_a - rest_b)
   if problem.repair == "generalized":
     return jnp.sum(jnp.where(inside, term - jnp.exp(log_a) + jnp.exp(log_b), 0), axis=1)
-  head = jnp.sum(jnp.where(inside, term - jnp.exp(log_a), 0), axis=1)
+  if problem.repair == "truncate":
+    return jnp.sum(jnp.where(inside, term, 0), axis=1)
   missed = ~jnp.take_along_axis(inside, inputs.ids[:, None], axis=1)[:, 0]
-  return head + jnp.where(missed, jax.lax.stop_gradient(sampled[0] - sampled[1]) * sampled[0], 0)
+  score = jax.lax.stop_gradient(sampled[0] - sampled[1])
+  if problem.repair == "head_tail":
+    ratio = jnp.exp(sampled[0] - jax.lax.stop_gradient(sampled[0]))
+    return jnp.sum(jnp.where(inside, term, 0), axis=1) + jnp.where(missed, score * ratio, 0)
+  head = jnp.sum(jnp.where(inside, term - jnp.exp(log_a), 0), axis=1)
+  return head + jnp.where(missed, score * sampled[0], 0)

@@ -58,6 +58,12 @@ def test_support_definitions(kind, support):
       "tail": (a * np.log(a / b)).sum() + rest_a * np.log(rest_a / rest_b),
       "generalized": (a * np.log(a / b) - a + b).sum(),
     }
+    sampled = arrays["sampled_ids"][token]
+    if kind == "forward_kl":
+      wanted["truncate"] = (a * np.log(a / b)).sum()
+    else:
+      outside = np.log(p[token, sampled] / q[token, sampled]) * (sampled not in chosen)
+      wanted["head_tail"] = (a * np.log(a / b)).sum() + outside
     for repair, per_token in wanted.items():
       one = {name: array[token : token + 1] if len(array) == TOKENS else array for name, array in arrays.items()}
       arguments = {"support": support, "top_k": K, "repair": repair, "vocab_size": VOCAB}
@@ -110,6 +116,23 @@ def test_expected_gradient_over_every_token_is_reverse_kl(arguments):
   wanted = testing.answer64(one, kind="reverse_kl")
   np.testing.assert_allclose(got[1].sum(axis=0), wanted[1][0], atol=2e-5 * np.abs(wanted[1]).max())
   np.testing.assert_allclose(got[2], wanted[2], atol=2e-5 * np.abs(wanted[2]).max())
+
+
+def test_expected_gradient_of_head_and_tail_is_off_by_that_of_the_mass_on_the_support():
+  """The published form (arXiv 2603.25562, V4 and V5): what its gradient adds pushes mass out of the support."""
+  vocab, k = 12, 3
+  arrays = testing.random_inputs(6, 1, vocab, padding=(0, 0))
+  logits = (arrays[f"{m}_hidden"].astype(np.float64) @ arrays[f"{m}_head"].T for m in ("student", "teacher"))
+  p, q = (np.asarray(jax.nn.softmax(z[0]), np.float64) for z in logits)
+  repeated = {name: np.repeat(arrays[name], vocab, 0) for name in ("student_hidden", "teacher_hidden")}
+  heads = {name: arrays[name] for name in ("student_head", "teacher_head")}
+  everything = heads | repeated | {"weights": p.astype(np.float32), "sampled_ids": np.arange(vocab, dtype=np.int32)}
+  got = testing.answer(everything, kind="reverse_kl", support="teacher", top_k=k, repair="head_tail")
+  inside = np.isin(np.arange(vocab), np.argsort(-q)[:k])
+  kl = (p * np.log(p / q)).sum()
+  of_kl, of_mass = p * (np.log(p / q) - kl), p * (inside - p[inside].sum())
+  wanted = (of_kl + of_mass) @ arrays["student_head"].astype(np.float64)
+  np.testing.assert_allclose(got[1].sum(axis=0), wanted, atol=2e-5 * np.abs(wanted).max())
 
 
 def test_advantages_replace_the_default_without_changing_the_value():

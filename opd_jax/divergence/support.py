@@ -1,7 +1,7 @@
 """Divergences on a local support: the K entries that a model ranks highest, and what is done about the rest.
 
-A sum truncated to the support alone is no divergence (it can be negative, and training on it collapses: verl issue
-5041), so one of four repairs is always applied. Each has a gradient of the form
+A sum of p log(p/q) truncated to the support alone is no divergence (it can be negative, and training on it collapses:
+verl issue 5041), so one of several repairs is always applied. Each has a gradient of the form
 
     d per_token / d z_v = centre * p_v - exp(tilt) * p_v   off the support (tilt only for the forward tail),
                           value_k                          at the k-th entry of the support,
@@ -82,6 +82,13 @@ def combined(problem: Problem, chosen: tuple[Entries, ...]) -> Entries:
   return _joined(by_student, Entries(*(jnp.where(twice, none, old) for none, old in zip(nothing, by_teacher))))
 
 
+def joined_by(entries: Entries, ids: jax.Array, z: jax.Array, y: jax.Array) -> Entries:
+  """The support and one entry more, [T, K + 1]: the sampled tokens, [T] each, where they are not in it already."""
+  new = ~(entries.ids == ids[:, None]).any(axis=1)
+  one = (jnp.where(new, value, none)[:, None] for value, none in zip((ids, z, y), Entries(-1, MASKED, MASKED)))
+  return _joined(entries, Entries(*one))
+
+
 def outside(blocks: Blocks, index: jax.Array, entries: Entries, log_p: jax.Array, log_q: jax.Array):
   """The block's share of (log-mass of p, of q) outside the support, each [T], from log-probabilities [T, block]."""
   columns = blocks.positions(index, entries.ids)
@@ -99,7 +106,7 @@ def settle(problem: Problem, entries: Entries, normalisers, tails, sampled) -> S
     entries: the support.
     normalisers: (student, teacher), `formulas.Normaliser`.
     tails: `tail` only, (log-mass of p, of q) outside the support, each [T].
-    sampled: `score_tail` only, (ids, log p, log q) of the sampled tokens, each [T].
+    sampled: `score_tail` and `head_tail` only, (ids, log p, log q) of the sampled tokens, each [T].
   """
   log_p = normalisers[0].log_probability(entries.student)
   log_q = normalisers[1].log_probability(entries.teacher)
@@ -120,6 +127,9 @@ def settle(problem: Problem, entries: Entries, normalisers, tails, sampled) -> S
     else:
       per_token = jnp.sum(p * d, axis=1) + p_rest * d_rest
       centre, values = d_rest - per_token, p * (d - per_token[:, None])
+  elif problem.repair == "truncate":  # forward: sum over S of q log(q/p)
+    per_token, centre = jnp.sum(-q * d, axis=1), masses[1]
+    values = p * centre[:, None] - q
   elif forward:  # generalized: sum over S of q log(q/p) - q + p
     per_token = jnp.sum(p - q - q * d, axis=1)
     centre = masses[1] - masses[0]
@@ -129,15 +139,17 @@ def settle(problem: Problem, entries: Entries, normalisers, tails, sampled) -> S
     if problem.repair == "generalized":  # sum over S of p log(p/q) - p + q
       per_token, centre = jnp.sum(p * d - p + q, axis=1), -inner
       values = p * (d - inner[:, None])
-    else:  # score_tail: sum over S of p (log(p/q) - 1), and the sampled token's score where it fell outside
+    else:  # sum over S of p (log(p/q) - less), and the sampled token's score where it fell outside
+      less = 1 if problem.repair == "score_tail" else 0
       sampled_ids, sampled_log_p, sampled_log_q = sampled
       missed = ~(ids == sampled_ids[:, None]).any(axis=1)
       advantage = jnp.where(missed, sampled_log_p - sampled_log_q, 0)
-      per_token = inner - masses[0] + advantage * sampled_log_p
-      centre = -inner - advantage
+      # The surrogates' values: one whose gradient is that of the loss (score_tail), and the loss as published.
+      per_token = inner - less * masses[0] + advantage * (sampled_log_p if less else 1)
+      centre = -inner - (1 - less) * masses[0] - advantage
       at_sampled = centre * jnp.exp(sampled_log_p) + advantage
       ids = jnp.concatenate([ids, jnp.where(missed, sampled_ids, -1)[:, None]], axis=1)
-      values = jnp.concatenate([p * (d + centre[:, None]), at_sampled[:, None]], axis=1)
+      values = jnp.concatenate([p * (d + (1 - less) + centre[:, None]), at_sampled[:, None]], axis=1)
   return Settled(per_token, *masses, Coefficients(centre, tilt, ids, values))
 
 

@@ -7,8 +7,9 @@ import pytest
 from opd_jax.divergence import support, testing, token_chunk, vocab_chunk
 from opd_jax.divergence.problem import Problem
 
-REPAIRS = ("renormalize", "tail", "generalized", "score_tail")
-CALLS = [("reverse_kl", repair) for repair in REPAIRS] + [("forward_kl", repair) for repair in REPAIRS[:3]]
+REVERSE = ("renormalize", "tail", "generalized", "score_tail", "head_tail")
+FORWARD = ("renormalize", "tail", "generalized", "truncate")
+CALLS = [("reverse_kl", repair) for repair in REVERSE] + [("forward_kl", repair) for repair in FORWARD]
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +26,20 @@ def test_value_and_gradients(kind, repair, chooser, implementation):
   expected = testing.answer64(arrays, **arguments)
   got = testing.answer(arrays, implementation=implementation, **arguments)
   testing.assert_agree(got, expected, testing.largest_logit(arrays, 300) / 0.8)
+
+
+@pytest.mark.parametrize(("kind", "repair"), [("reverse_kl", "renormalize"), ("reverse_kl", "tail"), *CALLS[-1:]])
+def test_the_sampled_token_joins_the_support(kind, repair):
+  """Wherever it is not in it already: a vocabulary so small that both happen."""
+  arrays = testing.random_inputs(3, tokens=24, vocab=40, scale=2.0)
+  arguments = {"kind": kind, "support": "teacher", "top_k": 5, "repair": repair, "vocab_size": 40}
+  expected = testing.answer64(arrays, with_sampled=True, **arguments)
+  got = testing.answer(arrays, with_sampled=True, **arguments)
+  testing.assert_agree(got, expected, testing.largest_logit(arrays, 40))
+  without = testing.answer64(arrays, **arguments)[0].student_mass
+  joined = np.exp(expected[0].student_logprob) * (expected[0].student_mass > without + 1e-12)
+  np.testing.assert_allclose(expected[0].student_mass, without + joined, rtol=1e-12)
+  assert 0 < (joined > 0).sum() < 24
 
 
 @pytest.mark.parametrize("scale", [0.1, 60.0])
