@@ -1,7 +1,12 @@
-"""Policies for horizon.buckets side by side, for OPD, POPD and TOPD: tables, JSON and a picture.
+r"""Policies for horizon.buckets side by side, for OPD, POPD and TOPD: tables, JSON and a picture.
 
-python -m benchmarks.horizon_buckets --config=configs/quickstart.py --out=benchmarks/results/horizon_buckets_cpu
-python -m benchmarks.horizon_buckets --config=configs/qwen3_1p7b_topd.py --topology=v5e:4x4 --out=... [--config.x=...]
+python -m benchmarks.horizon_buckets --config=configs/quickstart.py --config.steps=100 --config.horizon.every=10
+python -m benchmarks.horizon_buckets --config=configs/quickstart.py --config.steps=1000 --config.horizon.every=100 \
+  --real_runs=false --out=benchmarks/results/horizon_buckets_cpu_long
+python -m benchmarks.horizon_buckets --config=configs/qwen3_1p7b_topd.py:v5e-16 --topology=v5e:4x4 \
+  --out=benchmarks/results/horizon_buckets_v5e_4x4 --config.horizon.kind=progressive --config.horizon.max=15360 \
+  --config.horizon.start=1536 --config.horizon.increment=1536 --config.horizon.every=20 --config.horizon.buckets=auto \
+  --config.optimizer.micro_batches=8
 
 At most 12 widths are compiled and measured (on a TPU that is not here: predicted by its compiler); every policy is
 added up from these (`opd_jax.planning.comparison`). On a CPU three policies of the run's own schedule are then run,
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
 
 _OUT = flags.DEFINE_string("out", "benchmarks/results/horizon_buckets_cpu", "Written as OUT.txt, OUT.json, OUT.png.")
+_REAL_RUNS = flags.DEFINE_bool("real_runs", True, "On a CPU: also train with some of the policies.")
 _TOPOLOGY = flags.DEFINE_string("topology", "cpu:1", "Machine, as for opd_jax.plan.")
 
 REAL = ("exact lengths", "powers_of_two", "auto")  # the policies that are run for real on a CPU
@@ -167,7 +173,7 @@ def main(config: Config) -> None:
   jax.config.update("jax_enable_compilation_cache", False)
   comparison = compare_buckets(config, topology, say=lambda line: print(line, file=sys.stderr, flush=True))
   spec, overrides, _ = command_line.split(sys.argv[1:])
-  runs = run_for_real(comparison, [f"--config={spec}", *overrides]) if on_cpu else []
+  runs = run_for_real(comparison, [f"--config={spec}", *overrides]) if on_cpu and _REAL_RUNS.value else []
 
   out.parent.mkdir(parents=True, exist_ok=True)
   console = Console(width=120, record=True)

@@ -11,8 +11,8 @@ h200-8), or `runlocal` for the embedded task in place of the models. The update'
 heads, T, T]: at the full T a v5e-16 is too small for it, whatever the mesh, and `plan` says so.
 """
 
-from opd_jax.arithmetic.runlocal import run_locally
-from opd_jax.config import defaults
+from opd_jax.arithmetic.runlocal import RUNLOCAL
+from opd_jax.config import choose, defaults
 
 METHODS = {
   "opd": {"horizon.kind": "full"},
@@ -66,9 +66,4 @@ def get_config(arg=""):
   c.eval.batch = 128
   c.eval.every = 50  # our choice
   c.checkpoint.every = 50  # our choice
-  for word in arg.split(",") if arg else ():
-    if word == "runlocal":
-      run_locally(c)
-    else:
-      c.update_from_flattened_dict((METHODS | MACHINES)[word])
-  return c
+  return choose(c, arg, METHODS | MACHINES | RUNLOCAL)

@@ -11,8 +11,8 @@ The argument names the machine whose mesh and micro-batches to take (v5e-16, v5e
 heads, T, T]: at 18,432 tokens a v5e chip is too small for it, whatever the mesh, and `plan` says so.
 """
 
-from opd_jax.arithmetic.runlocal import run_locally
-from opd_jax.config import defaults
+from opd_jax.arithmetic.runlocal import RUNLOCAL
+from opd_jax.config import choose, defaults
 
 MACHINES = {  # 28 query heads split over tensor = 1, 2, 4; 128 rows a step on each machine
   "v5e-16": {"mesh.tensor": 4, "optimizer.micro_batches": 32, "eval.batch": 4},
@@ -67,7 +67,4 @@ def get_config(arg=""):
   c.eval.batch = 16  # our choice
   c.eval.every = 100  # our choice
   c.checkpoint.every = 50  # our choice
-  if arg == "runlocal":
-    return run_locally(c)
-  c.update_from_flattened_dict(MACHINES[arg] if arg else {})
-  return c
+  return choose(c, arg, MACHINES | RUNLOCAL)

@@ -9,8 +9,8 @@ The argument names the machine whose mesh and micro-batches to take (v5e-16, v5e
 `runlocal`: the embedded task in place of the models, for a look on a laptop.
 """
 
-from opd_jax.arithmetic.runlocal import run_locally
-from opd_jax.config import defaults
+from opd_jax.arithmetic.runlocal import RUNLOCAL
+from opd_jax.config import choose, defaults
 
 MACHINES = {  # fsdp is the rest; 14 and 28 query heads split over tensor = 1 and 2
   "v5e-16": {"mesh.tensor": 1, "optimizer.micro_batches": 2},
@@ -52,7 +52,4 @@ def get_config(arg=""):
   c.eval.grader = "gsm8k"
   c.eval.batch = 128
   c.eval.every = 100
-  if arg == "runlocal":
-    return run_locally(c)
-  c.update_from_flattened_dict(MACHINES[arg] if arg else {})
-  return c
+  return choose(c, arg, MACHINES | RUNLOCAL)

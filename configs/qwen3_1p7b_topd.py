@@ -10,8 +10,8 @@ The argument names the machine whose mesh and micro-batches to take (v5e-16, v5e
 fsdp x tensor = rest x 4 and a step is one micro-batch, which v5e-256 holds.
 """
 
-from opd_jax.arithmetic.runlocal import run_locally
-from opd_jax.config import defaults
+from opd_jax.arithmetic.runlocal import RUNLOCAL
+from opd_jax.config import choose, defaults
 
 MACHINES = {  # fsdp is the rest
   "v5e-16": {"mesh.tensor": 4, "optimizer.micro_batches": 4},
@@ -54,7 +54,4 @@ def get_config(arg=""):
   c.eval.batch = 64
   c.eval.every = 50
   c.checkpoint.every = 50
-  if arg == "runlocal":
-    return run_locally(c)
-  c.update_from_flattened_dict(MACHINES[arg] if arg else {})
-  return c
+  return choose(c, arg, MACHINES | RUNLOCAL)

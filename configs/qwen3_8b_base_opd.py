@@ -10,8 +10,8 @@ The argument names the machine whose mesh and micro-batches to take (v5e-16, v5e
 alone take 9.5 of 15.75 GiB a chip, and the update does not fit beside them: `plan` says so.
 """
 
-from opd_jax.arithmetic.runlocal import run_locally
-from opd_jax.config import defaults
+from opd_jax.arithmetic.runlocal import RUNLOCAL
+from opd_jax.config import choose, defaults
 
 MACHINES = {  # fsdp is the rest; micro-batches only where a step's rows do not fit at once
   "v5e-16": {"mesh.tensor": 4, "optimizer.micro_batches": 64, "eval.batch": 4},
@@ -51,7 +51,4 @@ def get_config(arg=""):
   c.eval.batch = 256
   c.eval.every = 50
   c.checkpoint.every = 50
-  if arg == "runlocal":
-    return run_locally(c)
-  c.update_from_flattened_dict(MACHINES[arg] if arg else {})
-  return c
+  return choose(c, arg, MACHINES | RUNLOCAL)

@@ -20,6 +20,7 @@ DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "sampled")
 SCHEDULES = ("constant", "cosine", "linear")
 HORIZONS = ("full", "truncated", "progressive")
 _MOST_STEPS, _LONGEST = 1_000_000, 2**20  # schedules and ladders are written out
+_MOST_COMPACTIONS = 4  # to a sixteenth of the rows: beyond it a step costs its weights alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Rollout:
   temperature: float = 1.0  # of sampling
   top_p: float = 1.0
   top_k: int = 0  # 0: off
+  compactions: int = 0  # times that the batch may halve as rows finish; each is one more decode loop to compile
+  # Written with the layers' weights as int8, made anew from the master weights every step; `decode_gap` and `decode_kl`
+  # of each step say what it costs. Scoring, the update and evaluations are in full precision as before.
+  int8: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +130,7 @@ class Eval:
   temperature: float = 1.0  # of those samples
   top_p: float = 1.0
   top_k: int = 0
+  compactions: int = 0  # as the rollout's: 1 pays where a few long answers hold up many short ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +186,28 @@ def defaults() -> ml_collections.ConfigDict:
   # A ConfigDict keeps a field to the type of its first value; this one takes a name or a tuple of rungs.
   values.horizon.buckets = ml_collections.FieldReference(values.horizon.buckets, field_type=object)
   return values
+
+
+def choose(
+  config: ml_collections.ConfigDict, words: str, choices: dict[str, dict[str, Any]]
+) -> ml_collections.ConfigDict:
+  """The config, changed by each word of a config file's argument, such as `topd25,v5e-256`.
+
+  Args:
+    config: changed in place.
+    words: any of `choices`, separated by commas, in any order; "" for none.
+    choices: word -> {dotted field: value}. They are applied in this order, whatever the order of the words.
+
+  Raises InputError for a word that is none of them.
+  """
+  wanted = [word for word in words.split(",") if word]
+  for word in wanted:
+    if word not in choices:
+      raise InputError(f"the config's argument has {word!r}{nearest(word, choices)}; known: {', '.join(choices)}")
+  for word, changes in choices.items():
+    if word in wanted:
+      config.update_from_flattened_dict(changes)
+  return config
 
 
 def from_config_dict(values: ml_collections.ConfigDict | dict, *, check: bool = True) -> Config:
@@ -295,6 +323,7 @@ def _check(config: Config) -> None:
     (c.rollout.temperature >= 0, "rollout.temperature", "0 (greedy) or more"),
     (0 < c.rollout.top_p <= 1, "rollout.top_p", "above 0 and at most 1"),
     (c.rollout.top_k >= 0, "rollout.top_k", "0 (off) or more"),
+    (0 <= c.rollout.compactions <= _MOST_COMPACTIONS, "rollout.compactions", f"from 0 (off) to {_MOST_COMPACTIONS}"),
     (c.horizon.max >= 1, "horizon.max", positive),
     (c.horizon.max <= _LONGEST, "horizon.max", f"at most {_LONGEST:,}"),
     (0 < c.horizon.rho <= 1, "horizon.rho", "above 0 and at most 1"),
@@ -324,6 +353,7 @@ def _check(config: Config) -> None:
     (c.eval.temperature > 0, "eval.temperature", "above 0 (greedy is eval.greedy)"),
     (0 < c.eval.top_p <= 1, "eval.top_p", "above 0 and at most 1"),
     (c.eval.top_k >= 0, "eval.top_k", "0 (off) or more"),
+    (0 <= c.eval.compactions <= _MOST_COMPACTIONS, "eval.compactions", f"from 0 (off) to {_MOST_COMPACTIONS}"),
     (c.log.every >= 1, "log.every", positive),
     (c.log.samples >= 0, "log.samples", "0 or more"),
   )

@@ -52,6 +52,14 @@ def sharding(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...], t
   return NamedSharding(mesh, partition_spec(axes, shape, mesh, table))
 
 
+def parts(axis: str, size: int) -> int:
+  """Into how many pieces the mesh of `jax.set_mesh` cuts an axis of an activation with so many entries."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return 1
+  return size // NamedSharding(mesh, partition_spec((axis,), (size,), mesh)).shard_shape((size,))[0]
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   """Pins an activation inside a jitted function to the table's sharding; nothing where no mesh is set.
 

@@ -1,9 +1,10 @@
 """Marks for a model: it answers every prompt of a set at the full horizon, and a grader compares with the reference.
 
 The same sampler as in training, as two programs of the run's table: "evaluate_greedy" (k = 1, temperature 0) and
-"evaluate_sampled" (avg@k), after training's own "decode_layout". The random keys are folded from (seed, a step that
-training never reaches, row), so that every evaluation of a run draws alike, and the same folder evaluated twice gives
-the same answers.
+"evaluate_sampled" (avg@k), after training's own "decode_layout" or, where that rounds to int8, "evaluate_layout", so
+that marks are always those of the full precision that is trained and saved. The random keys are folded from (seed, a
+step that training never reaches, row), so that every evaluation of a run draws alike, and the same folder evaluated
+twice gives the same answers.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from opd_jax.config import Config
@@ -21,7 +23,7 @@ from opd_jax.distributed import fetch, place_rows
 from opd_jax.evaluation.graders import grade
 from opd_jax.models import Model
 from opd_jax.programs import ProgramTable
-from opd_jax.rollout import Sampling, sample_completions
+from opd_jax.rollout import Sampling, decode_layout, sample_completions
 
 _STEP = 2**32 - 1  # of the random keys
 _GREEDY, _SAMPLED = "evaluate_greedy", "evaluate_sampled"
@@ -51,7 +53,7 @@ class Evaluator:
     c = self.config.eval
     settings = [(_GREEDY, 1, 0.0)] if c.greedy else []
     settings += [(_SAMPLED, c.samples, c.temperature)] if c.samples else []
-    model = self.table.run("decode_layout", 0, model)
+    model = self.table.run(layout_program(self.config), 0, model)
     return [self._evaluate(model, name, step, *setting) for setting in settings]
 
   def _evaluate(self, model: Model, name: str, step: int, program: str, k: int, temperature: float) -> Evaluation:
@@ -116,9 +118,18 @@ class Evaluator:
     return completions, lengths, truncated
 
 
+def layout_program(config: Config) -> str:
+  """The program that lays a model out for its evaluation, in full precision (a teacher in int8 stays as it is):
+  training's own, unless `rollout.int8` makes that round to int8."""
+  return "evaluate_layout" if config.rollout.int8 else "decode_layout"
+
+
 def define_programs(table: ProgramTable, config: Config, eos_ids: tuple[int, ...], vocab_size: int) -> None:
-  """Enters the two evaluation programs into the table; signatures as `rollout.sample_completions`."""
+  """Enters the evaluation's programs into the table, "evaluate_layout" where training's layout is in int8; signatures
+  as `rollout.decode_layout` and `rollout.sample_completions`."""
   c = config.eval
+  if (layout := layout_program(config)) != "decode_layout":
+    table.define(layout, functools.partial(decode_layout, dtype=jnp.dtype(config.student.dtype)))
   for program, sampling in ((_GREEDY, Sampling(0.0)), (_SAMPLED, Sampling(c.temperature, c.top_k, c.top_p))):
     table.define(
       program,
@@ -127,5 +138,6 @@ def define_programs(table: ProgramTable, config: Config, eos_ids: tuple[int, ...
         sampling=sampling,
         eos_ids=eos_ids,
         vocab_size=vocab_size,
+        compactions=c.compactions,
       ),
     )

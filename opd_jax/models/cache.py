@@ -9,6 +9,7 @@ scan they would be copied whole at every decoded token. They lie as a decode ste
 the slots last (scores of many slots at once), values with the slots before the head's width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -46,6 +47,10 @@ class Cache:
       return jnp.pad(jnp.repeat(array, samples, axis=1), padding)
 
     return Cache(_keys(widen(self.keys_lbkhs, 4)), _values(widen(self.values_lbksh, 3)))
+
+  def map_rows(self, pick: Callable[[jax.Array], jax.Array]) -> "Cache":
+    """The cache of the rows that `pick` makes of an array with the rows first."""
+    return Cache(_keys(jax.vmap(pick)(self.keys_lbkhs)), _values(jax.vmap(pick)(self.values_lbksh)))
 
   def write(self, layer: jax.Array, start: jax.Array | int, key_btkh: jax.Array, value_btkh: jax.Array) -> "Cache":
     """The cache with T new keys and values in slots [start, start + T) of one layer."""

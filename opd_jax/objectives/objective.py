@@ -40,7 +40,10 @@ class Objective:
     weights_bs: jax.Array,
     completions_bs: jax.Array,
   ) -> Divergence:
-    """The weighted divergence over [B, S] positions; fields of the result are flat, [B * S]."""
+    """The weighted divergence over [B, S] positions; fields of the result are flat, [B * S].
+
+    Both models' log-probabilities of the completion's tokens are among them: one row of each head a token.
+    """
 
     # Tokens are split over data and fsdp, the vocabulary over tensor: the op does its own collectives.
     mesh = jax.sharding.get_abstract_mesh()
@@ -58,7 +61,7 @@ class Objective:
       beta=self.beta,
       temperature=self.temperature,
       vocab_size=self.vocab_size,
-      sampled_ids=flat(completions_bs) if self.kind == "sampled" else None,
+      sampled_ids=flat(completions_bs),
       mesh=None if mesh.empty or mesh.size == 1 else mesh,
     )
 

@@ -76,7 +76,9 @@ def cache_bytes(config: Config, models: Architectures, program: Program, mesh: M
   a: Architecture = getattr(models, program.model)
   shape = (a.layers, program.rows, config.rollout.max_prompt + program.bucket, a.kv_heads, a.head_dim)
   placed = sharding(mesh, ("layers", "batch", "length", "kv_heads", "head_dim"), shape)
-  return 2 * bytes_on_chip(jax.ShapeDtypeStruct(shape, jnp.dtype(config.student.dtype), sharding=placed))
+  compactions = (config.rollout if program.name == "rollout" else config.eval).compactions
+  halves = 2 - 0.5**compactions  # 1 + 1/2 + 1/4 ...: rows that move are copied out of a cache that stays
+  return int(2 * halves * bytes_on_chip(jax.ShapeDtypeStruct(shape, jnp.dtype(config.student.dtype), sharding=placed)))
 
 
 def queued_bytes(config: Config, models: Architectures, program: Program, mesh: Mesh | AbstractMesh) -> int:
@@ -84,7 +86,8 @@ def queued_bytes(config: Config, models: Architectures, program: Program, mesh: 
   while an update runs (`training.pipeline`)."""
   if program.name != "update":
     return 0
-  return bytes_on_chip(abstract_model(models.student, config.student.dtype, mesh, DECODING))
+  layout = abstract_model(models.student, config.student.dtype, mesh, DECODING, int8=config.rollout.int8)
+  return bytes_on_chip(layout)
 
 
 def footprint(
@@ -115,8 +118,9 @@ def model_temporaries(
   config: Config, models: Architectures, program: Program, mesh: Mesh | AbstractMesh
 ) -> Temporaries:
   """The sums of the large arrays of one program."""
-  if program.name == "decode_layout":
-    return _resharding(config, getattr(models, program.model), mesh)
+  if program.lays_out:
+    int8 = config.rollout.int8 and program.name == "decode_layout"
+    return _resharding(config, getattr(models, program.model), mesh, int8)
   if program.generates:
     return _generating(config, models, program, mesh)
   return _updating(config, models, program, mesh)
@@ -133,10 +137,13 @@ def refused_by_model(
   return refused_program(table, program, topology.chips, temporaries)
 
 
-def _resharding(config: Config, a: Architecture, mesh: Mesh | AbstractMesh) -> Temporaries:
-  """The model in the computation's dtype, cut by `tensor` alone: as it is gathered, and laid out as the result."""
+def _resharding(config: Config, a: Architecture, mesh: Mesh | AbstractMesh, int8: bool) -> Temporaries:
+  """The model in the computation's dtype, or its layers in `int8`, cut by `tensor` alone: as it is gathered, and laid
+  out as the result."""
   tensor, _, width = _cut(mesh, config.student.dtype)
-  return Temporaries(2 * width * _parameters(a) // tensor, 0)
+  layers = a.layers * _layer_parameters(a)
+  model = width * (_parameters(a) - layers) + (1 if int8 else width) * layers
+  return Temporaries(2 * model // tensor, 0)
 
 
 def _generating(config: Config, models: Architectures, program: Program, mesh: Mesh | AbstractMesh) -> Temporaries:

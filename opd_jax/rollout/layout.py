@@ -4,22 +4,34 @@ In the training layout every parameter is cut over fsdp as well. A decode step t
 token to each row; here the gathering (and the cast to the computation's dtype) is done once for all tokens of a step.
 
     training   embed: fsdp, heads/mlp/vocab: tensor     float32 master weights
-    decoding   embed: whole, heads/mlp/vocab: tensor    bfloat16 (or what student.dtype says)
+    decoding   embed: whole, heads/mlp/vocab: tensor    bfloat16 (or what student.dtype says); the layers maybe in int8
 """
 
 import dataclasses
 
 import jax
 
-from opd_jax.distributed import DECODING
-from opd_jax.models import Model, parameter_specs
+from opd_jax.distributed import DECODING, TRAINING
+from opd_jax.models import Model, parameter_specs, quantize
 
 
-def decode_layout(model: Model, *, bucket: int, dtype) -> Model:
-  """The model in `dtype` and in the decode column of the axis table. A program of its own; its bucket is always 0."""
+def decode_layout(model: Model, *, bucket: int, dtype, int8: bool = False) -> Model:
+  """The model in `dtype` and in the decode column of the axis table. A program of its own; its bucket is always 0.
+
+  Args:
+    model: in the training layout; its layers' weights may be in int8 already, and stay so.
+    bucket: of the program table.
+    dtype: of the computation.
+    int8: the layers' weights become int8 with a scale for each output channel, rounded from `model` as it comes. Every
+      device rounds its own part, so that what is gathered is int8; the values do not depend on the mesh.
+  """
   del bucket  # the weights are the same for all
-  model, mesh = model.astype(dtype), jax.sharding.get_abstract_mesh()
+  mesh = jax.sharding.get_abstract_mesh()
+  model = (quantize(model) if int8 else model).astype(dtype)
   if mesh.empty or mesh.size == 1:
     return model
-  placed = jax.lax.with_sharding_constraint(model.params, parameter_specs(model, mesh, DECODING))
-  return dataclasses.replace(model, params=placed)
+  params = model.params
+  if int8:  # held where the full weights are, or the partitioner may gather those and round afterwards
+    params = jax.lax.with_sharding_constraint(params, parameter_specs(model, mesh, TRAINING))
+  params = jax.lax.with_sharding_constraint(params, parameter_specs(model, mesh, DECODING))
+  return dataclasses.replace(model, params=params)

@@ -7,25 +7,22 @@ The bucket is static, the horizon is a traced limit inside it: every horizon fro
                   prompt's last  | prompt's last token, then
                   token: prefill | each that was drawn
 
-The slots that a step attends grow in stages (`stage_widths`): a token costs what is there, not what may come.
+The slots that a step attends grow in stages (`stage_widths`): a token costs what is there, not what may come. Rows that
+are done can leave (`compaction`): a step costs those that still write.
 
 The key of the token at column t of a row is folded from (seed, step, row, t), so a row's tokens do not change with its
 neighbours, its padding, the bucket or the number of devices.
 """
 
+import dataclasses
 import functools
-import zlib
-from collections import Counter
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from opd_jax.data import pad_left
-from opd_jax.distributed import constrain, mesh_of
+from opd_jax.distributed import constrain
 from opd_jax.models import Cache, Model, forward
-from opd_jax.programs import ProgramTable
+from opd_jax.rollout import compaction
 from opd_jax.rollout.batch import Rollout
 from opd_jax.rollout.head import multiply_head, pack_head
 from opd_jax.rollout.token_sampling import Sampling, sample
@@ -35,6 +32,46 @@ _LOOK_EVERY = 8
 _STAGES = 8  # most of them: each is a branch of the program, compiled with it
 _SHORTEST_STAGE = 128
 _TILE = 128  # slots that lie together in a TPU's memory
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  """What stays of R rows: their random keys, the lengths of their prompts, and the slots that are not padding."""
+
+  key_r: jax.Array
+  length_r: jax.Array
+  slots_rs: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Written:
+  """What R rows have written: the token before the next column, and the columns of the Rollout."""
+
+  last_r: jax.Array
+  tokens_rs: jax.Array
+  logprob_rs: jax.Array
+  mask_rs: jax.Array
+  done_r: jax.Array
+
+  @classmethod
+  def nothing(cls, last_r: jax.Array, bucket: int) -> "_Written":
+    wide = (len(last_r), bucket)
+    columns = jnp.zeros(wide, jnp.int32), jnp.zeros(wide, jnp.float32), jnp.zeros(wide, bool)
+    return cls(last_r, *columns, jnp.zeros(len(last_r), bool))
+
+  def record(self, t, token_r: jax.Array, logprob_r: jax.Array, eos_e: jax.Array) -> "_Written":
+    """With column t of the rows that are still writing; a row is done once it has written end-of-sequence."""
+    token_r = jnp.where(self.done_r, 0, token_r)
+    column = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=t, axis=1)
+    return _Written(
+      last_r=token_r,
+      tokens_rs=column(self.tokens_rs, token_r[:, None]),
+      logprob_rs=column(self.logprob_rs, jnp.where(self.done_r, 0.0, logprob_r)[:, None]),
+      mask_rs=column(self.mask_rs, ~self.done_r[:, None]),
+      done_r=self.done_r | (token_r[:, None] == eos_e).any(-1),
+    )
 
 
 def sample_completions(
@@ -50,6 +87,7 @@ def sample_completions(
   sampling: Sampling,
   eos_ids: tuple[int, ...],
   vocab_size: int,
+  compactions: int = 0,
 ) -> Rollout:
   """Generates up to `horizon` tokens for R rows: R / B samples of each of B prompts, which share one prefill.
 
@@ -64,30 +102,15 @@ def sample_completions(
     sampling: temperature, top-k, top-p (static).
     eos_ids: ids that end a row (static); the row's completion includes the one that ended it.
     vocab_size: ids from here on are never sampled (static).
+    compactions: how many times the batch may halve as rows finish (static; `compaction`).
 
   Returns:
     The Rollout of R rows, tokens_bs [R, P + bucket].
   """
   B, P = prompts_bp.shape
   R = rows_r.shape[0]
-  keys_r = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), row))(rows_r)
-  eos_e = jnp.asarray(eos_ids, jnp.int32)
   head_vd = pack_head(model.split_head(), R)  # here, so that the loop has it ready
-
-  def draw(hidden_rd, t):
-    logits_rv = multiply_head(hidden_rd, head_vd)
-    keys_t = jax.vmap(lambda key: jax.random.fold_in(key, t))(keys_r)
-    return sample(constrain(logits_rv, "batch", "vocab"), keys_t, sampling, vocab_size)
-
-  def record(state, t, token_r, logprob_r):
-    """Writes column t of the rows that are still writing; a row is done once it has written end-of-sequence."""
-    tokens_rs, logprob_rs, mask_rs, done_r = state
-    token_r = jnp.where(done_r, 0, token_r)
-    column = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=t, axis=1)
-    tokens_rs = column(tokens_rs, token_r[:, None])
-    logprob_rs = column(logprob_rs, jnp.where(done_r, 0.0, logprob_r)[:, None])
-    mask_rs = column(mask_rs, ~done_r[:, None])
-    return (tokens_rs, logprob_rs, mask_rs, done_r | (token_r[:, None] == eos_e).any(-1)), token_r
+  eos_e = jnp.asarray(eos_ids, jnp.int32)
 
   # Prefill: all slots of the prompt but the last attend among themselves; those that are padding attend nothing.
   cache = Cache.empty(model.config, B, P - 1, head_vd.dtype)
@@ -98,43 +121,54 @@ def sample_completions(
   stages = stage_widths(P, bucket)
   cache = cache.fork(samples, stages[-1] - (P - 1))
   prompt_mask_rp = jnp.repeat(prompt_mask_bp, samples, axis=0)
-  length_r = prompt_mask_rp.sum(1, dtype=jnp.int32)
-  slots_rs = jnp.concatenate([prompt_mask_rp, jnp.ones((R, stages[-1] - P), bool)], axis=1)
 
-  def unfinished(carry):
-    t, unfinished, *_ = carry
-    return (t < horizon) & unfinished
-
-  def decode(carry):
-    t, _, state, token_r, cache = carry
+  def decode(rows: _Rows, t, written: _Written, cache: Cache) -> tuple[_Written, Cache]:
+    """Column t of the rows, from the token before it."""
     slot = P - 1 + t
-    hidden_r1d, cache = forward(
-      model,
-      token_r[:, None],
-      (length_r - 1 + t)[:, None],
-      slots_rs & (jnp.arange(slots_rs.shape[1]) <= slot),
-      cache,
-      slot,
-      stages=stages,
-    )
-    state, token_r = record(state, t, *draw(hidden_r1d[:, 0], t))
-    return t + 1, _unfinished(t, state[-1]), state, token_r, cache
+    seen_rs = rows.slots_rs & (jnp.arange(stages[-1]) <= slot)
+    positions_r1 = (rows.length_r - 1 + t)[:, None]
+    hidden_r1d, cache = forward(model, written.last_r[:, None], positions_r1, seen_rs, cache, slot, stages=stages)
+    logits_rv = constrain(multiply_head(hidden_r1d[:, 0], head_vd), "batch", "vocab")
+    keys_r = jax.vmap(lambda key: jax.random.fold_in(key, t))(rows.key_r)
+    return written.record(t, *sample(logits_rv, keys_r, sampling, vocab_size), eos_e), cache
 
-  empty = (
-    jnp.zeros((R, bucket), jnp.int32),
-    jnp.zeros((R, bucket), jnp.float32),
-    jnp.zeros((R, bucket), bool),
-    jnp.zeros((R,), bool),
+  def write(rows: _Rows, t, left, written: _Written, cache: Cache, batches: tuple[int, ...]) -> _Written:
+    """All columns from t on. `left` rows of a device still write; once they fit the next of `batches`, they move."""
+    few = batches[0] if batches else 0
+
+    def advance(carry):
+      t, left, written, cache = carry
+      written, cache = decode(rows, t, written, cache)
+      return t + 1, _look(t, left, written.done_r), written, cache
+
+    carry = (t, left, written, cache)
+    t, left, written, cache = jax.lax.while_loop(lambda c: (c[0] < horizon) & (c[1] > few), advance, carry)
+    if not batches:
+      return written
+
+    def move(written: _Written, cache: Cache) -> _Written:
+      kept_dk = compaction.choose(written.done_r, few)
+      take = functools.partial(compaction.take, kept_dk=kept_dk)
+      fewer, part = jax.tree.map(take, (rows, written))
+      part = write(fewer, t, left, part, cache.map_rows(take), batches[1:])
+      return jax.tree.map(lambda whole, part: compaction.put(whole, kept_dk, part), written, part)
+
+    return jax.lax.cond((t < horizon) & (left > 0), move, lambda written, cache: written, written, cache)
+
+  rows = _Rows(
+    key_r=jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), row))(rows_r),
+    length_r=prompt_mask_rp.sum(1, dtype=jnp.int32),
+    slots_rs=jnp.concatenate([prompt_mask_rp, jnp.ones((R, stages[-1] - P), bool)], axis=1),
   )
-  carry = (jnp.int32(0), jnp.bool_(True), empty, jnp.repeat(prompts_bp[:, -1], samples), cache)
-  _, _, state, _, _ = jax.lax.while_loop(unfinished, decode, carry)
-  tokens_rs, logprob_rs, mask_rs, done_r = state
+  written = _Written.nothing(jnp.repeat(prompts_bp[:, -1], samples), bucket)
+  batches = compaction.smaller_batches(R, compactions)
+  written = write(rows, jnp.int32(0), compaction.most_left(written.done_r), written, cache, batches)
   result = Rollout(
-    tokens_bs=jnp.concatenate([jnp.repeat(prompts_bp, samples, axis=0), tokens_rs], axis=1),
+    tokens_bs=jnp.concatenate([jnp.repeat(prompts_bp, samples, axis=0), written.tokens_rs], axis=1),
     prompt_mask_bp=prompt_mask_rp,
-    completion_mask_bs=mask_rs,
-    truncated_b=~done_r,
-    behaviour_logprob_bs=logprob_rs,
+    completion_mask_bs=written.mask_rs,
+    truncated_b=~written.done_r,
+    behaviour_logprob_bs=written.logprob_rs,
   )
   return jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), result)
 
@@ -154,64 +188,10 @@ def stage_widths(prompt: int, bucket: int) -> tuple[int, ...]:
   return tuple(sorted({-(-width // _TILE) * _TILE for width in widths}))
 
 
-def _unfinished(t: jax.Array, done_r: jax.Array) -> jax.Array:
-  """Whether any row still writes after column t; of a sharded batch, looked up at every `_LOOK_EVERY`th alone."""
+def _look(t: jax.Array, left: jax.Array, done_r: jax.Array) -> jax.Array:
+  """How many rows still write after column t; of a sharded batch, looked up at every `_LOOK_EVERY`th column alone."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
-    return ~done_r.all()
+    return compaction.most_left(done_r)
   look = (t + 1) % _LOOK_EVERY == 0
-  return jax.lax.cond(look, lambda done_r: ~done_r.all(), lambda done_r: jnp.bool_(True), done_r)
-
-
-def generate(
-  model: Model,
-  prompts: Sequence[Sequence[int]],
-  *,
-  horizon: int,
-  bucket: int,
-  temperature: float,
-  top_k: int = 0,
-  top_p: float = 1.0,
-  seed: int,
-  eos_ids: Sequence[int],
-) -> Rollout:
-  """Completions of prompts of any lengths, for use outside a training run.
-
-  A row's random keys come from `seed` and its prompt (and how many equal prompts stand before it), so the order of
-  the prompts does not matter.
-
-  Args:
-    prompts: token ids, at least one a prompt.
-    horizon: most new tokens of a row, 1 <= horizon <= bucket.
-    bucket: columns of the completion; one program is compiled per (bucket, number of prompts, longest prompt).
-    temperature: 0 is greedy.
-    top_k, top_p: 0 and 1 are off.
-    eos_ids: ids that end a row; may be empty.
-
-  Returns:
-    The Rollout; P is the longest prompt's length. Ids past `model.config.vocab_size` are never sampled.
-
-  Raises:
-    ValueError for an empty prompt, or a horizon outside 1..bucket.
-  """
-  if not 1 <= horizon <= bucket:
-    raise ValueError(f"horizon is {horizon}: it must be at least 1 and at most the bucket {bucket}")
-  if not prompts or not all(len(prompt) for prompt in prompts):
-    raise ValueError("every prompt needs at least one token, and there must be at least one prompt")
-  prompts_bp, prompt_mask_bp = pad_left(prompts, max(map(len, prompts)))
-  seen, rows = Counter(), []
-  for prompt in map(tuple, prompts):
-    rows.append(zlib.crc32(np.asarray([*prompt, seen[prompt]], np.int64).tobytes()))
-    seen[prompt] += 1
-  sampling = Sampling(temperature, top_k, top_p)
-  table = _table(sampling, tuple(eos_ids), model.config.vocab_size, mesh_of(model))
-  numbers = (np.int32(horizon), np.uint32(seed), np.uint32(0), np.asarray(rows, np.uint32))
-  return table.run("generate", bucket, model, prompts_bp, prompt_mask_bp, *numbers)
-
-
-@functools.lru_cache(maxsize=32)
-def _table(sampling: Sampling, eos_ids: tuple[int, ...], vocab_size: int, mesh) -> ProgramTable:
-  table = ProgramTable(mesh)
-  static = {"sampling": sampling, "eos_ids": eos_ids, "vocab_size": vocab_size}
-  table.define("generate", functools.partial(sample_completions, **static))
-  return table
+  return jax.lax.cond(look, compaction.most_left, lambda done_r: left, done_r)

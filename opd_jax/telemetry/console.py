@@ -29,7 +29,8 @@ class StepProgress:
   """Follows a run from step `start` (already done) to step `steps`. Use it as a context manager.
 
   On a terminal every step moves the bar. In a log a line appears at the first and the last step, every `every` steps,
-  and at the latest `every_seconds` after the line before.
+  and at the latest `every_seconds` after the line before. `gap`: with the step's `decode_gap`, where its row has one
+  and the line has room.
   """
 
   def __init__(
@@ -41,8 +42,9 @@ class StepProgress:
     every_seconds: float = 60.0,
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
+    gap: bool = False,
   ):
-    self._steps, self._start = steps, start
+    self._steps, self._start, self._gap = steps, start, gap
     self._every, self._every_seconds, self._clock = every, every_seconds, clock
     self._console = _console(stream)
     self._recent: collections.deque[tuple[float, float, float]] = collections.deque(maxlen=RECENT_STEPS)
@@ -81,14 +83,16 @@ class StepProgress:
       f"step {row['step']}/{self._steps}  loss {number(row['loss'], 3)}  "
       f"H {row['horizon']}/{row['bucket']}  {count(speed)} tok/s"
     )
+    gap = f"  gap {number(row['decode_gap'], 2)}" if self._gap and "decode_gap" in row else ""
     if self._bar is not None:
-      self._bar.update(self._task, completed=row["step"], description=text + self._accuracy, eta=eta)
+      self._bar.update(self._task, completed=row["step"], description=text + gap + self._accuracy, eta=eta)
       return
     now = self._clock()
     due = row["step"] % self._every == 0 or self._last_line is None or now - self._last_line >= self._every_seconds
     if due or row["step"] == self._steps:
       self._last_line = now
-      self.note(f"{text}  eta {eta}{self._accuracy}")
+      rest = f"  eta {eta}{self._accuracy}"
+      self.note(text + (gap if len(text + gap + rest) <= WIDTH else "") + rest)
 
   def evaluation(self, row: Mapping[str, Any]) -> None:
     """A finished evaluation: its row of `eval.jsonl`. The student's accuracy on the first set stays in view."""

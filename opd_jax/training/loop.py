@@ -71,7 +71,8 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
   teacher, about_teacher = load_teacher(run)
   state, progress = _start(run, checkpoints)
   first = progress.step
-  with StepProgress(config.steps, start=first, every=config.log.every, stream=stream) as console:
+  shown = {"every": config.log.every, "gap": config.rollout.int8}
+  with StepProgress(config.steps, start=first, stream=stream, **shown) as console:
     if run.prompts.dropped_long:
       limit = config.rollout.max_prompt
       console.note(f"{run.prompts.dropped_long} prompts left out: longer than rollout.max_prompt={limit} tokens")

@@ -1,6 +1,7 @@
 """The programs of a run with abstract arguments: everything that it will compile, and not one array.
 
     decode_layout        of the student, and of the teacher where the run starts with its marks; its bucket is 0
+    evaluate_layout      of the same models for their marks, where `rollout.int8` gives decode_layout to rollouts alone
     evaluate_greedy/...  at the full horizon, for the same models
     rollout, update      at every bucket that the horizon schedule reaches
 
@@ -16,6 +17,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from opd_jax.config import Config
 from opd_jax.distributed import DECODING, TRAINING, sharding
+from opd_jax.evaluation.evaluator import layout_program
 from opd_jax.horizon import bucket_for
 from opd_jax.models import Architecture, Model, parameter_specs, parameter_table, quantize
 from opd_jax.models.parameters import nested
@@ -66,12 +68,16 @@ class Program:
   @property
   def batch(self) -> tuple[Any, ...]:
     """The arguments that come and go, weights in decode layout among them; the others stay all through the run."""
-    resident = {"decode_layout": 1, "update": 2}.get(self.name, 0)
+    resident = 1 if self.lays_out else {"update": 2}.get(self.name, 0)
     return self.arguments[resident:]
 
   @property
+  def lays_out(self) -> bool:
+    return self.name in ("decode_layout", "evaluate_layout")
+
+  @property
   def generates(self) -> bool:
-    return self.name not in ("decode_layout", "update")
+    return not self.lays_out and self.name != "update"
 
 
 def abstract_models(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> tuple[TrainState, Model]:
@@ -109,7 +115,7 @@ def list_programs(
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, axes, shape) if shape else None)
 
   def sampling(name: str, role: str, bucket: int, prompts: int, samples: int) -> Program:
-    int8 = role == "teacher" and config.teacher.int8
+    int8 = config.rollout.int8 if name == "rollout" else role == "teacher" and config.teacher.int8
     model = abstract_model(getattr(models, role), config.student.dtype, mesh, DECODING, int8=int8)
     numbers = (array((), jnp.int32), array((), jnp.uint32), array((), jnp.uint32))  # horizon, seed, step
     batch = (array((prompts, P), jnp.int32), array((prompts, P), jnp.bool_), *numbers)
@@ -131,16 +137,21 @@ def list_programs(
   c = config.eval
   marks_first = bool(c.path) and c.baseline and first_step == 0
   marked = ("teacher", "student") if marks_first else ("student",)
-  training = {"student": state.student, "teacher": teacher}
-  layouts = [Program("decode_layout", role, 0, 0, (training[role],)) for role in marked]
+  resident = {"student": state.student, "teacher": teacher}
+
+  def layout(name: str, role: str) -> Program:
+    return Program(name, role, 0, 0, (resident[role],))
+
   settings = [("evaluate_greedy", 1)] * c.greedy + [("evaluate_sampled", c.samples)] * bool(c.samples)
   evaluations = [
-    sampling(name, role, config.horizon.max, c.batch, samples)
-    for name, samples in (settings if c.path else ())
-    for role in marked
+    *(layout(layout_program(config), role) for role in marked),
+    *(sampling(name, role, config.horizon.max, c.batch, samples) for name, samples in settings for role in marked),
   ]
+  evaluations = evaluations if c.path else []
   steps = [program for bucket in first_needs(config, first_step) for program in steps_at(bucket)]
-  return [*layouts, *evaluations, *steps] if marks_first else [*layouts, *steps, *evaluations]
+  steps = [layout("decode_layout", "student"), *steps] if steps else []
+  programs = [*evaluations, *steps] if marks_first else [*steps, *evaluations]
+  return list({(program.label, program.bucket): program for program in programs}.values())  # one layout may serve both
 
 
 def first_needs(config: Config, first_step: int = 0) -> dict[int, int]:

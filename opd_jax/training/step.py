@@ -28,12 +28,12 @@ from opd_jax.training.state import TrainState, make_optimizer, state_specs
 def define_programs(table: ProgramTable, config: Config, eos_ids: tuple[int, ...], vocab_size: int) -> None:
   """Enters "decode_layout", "rollout" and "update" into the table.
 
-  decode_layout(model) -> model; its bucket is 0
+  decode_layout(model) -> model; its bucket is 0; in int8 under `rollout.int8`
   rollout(student, prompts_bp, prompt_mask_bp, horizon, seed, step, rows_r) -> Rollout
   update(state, teacher, rollout) -> (state, metrics); the old state is used up.
   """
   c, dtype = config.rollout, jnp.dtype(config.student.dtype)
-  table.define("decode_layout", functools.partial(decode_layout, dtype=dtype))
+  table.define("decode_layout", functools.partial(decode_layout, dtype=dtype, int8=c.int8))
   table.define(
     "rollout",
     functools.partial(
@@ -41,6 +41,7 @@ def define_programs(table: ProgramTable, config: Config, eos_ids: tuple[int, ...
       sampling=Sampling(c.temperature, c.top_k, c.top_p),
       eos_ids=eos_ids,
       vocab_size=vocab_size,
+      compactions=c.compactions,
     ),
   )
   table.define(
@@ -52,6 +53,7 @@ def define_programs(table: ProgramTable, config: Config, eos_ids: tuple[int, ...
       dtype=dtype,
       micro_batches=config.optimizer.micro_batches,
       remat=config.student.remat,
+      compare_decoding=(c.temperature or 1.0) == config.objective.temperature,  # greedy: log-probs at temperature 1
     ),
     donate=(0,),
   )
@@ -68,6 +70,7 @@ def update(
   dtype,
   micro_batches: int,
   remat: bool,
+  compare_decoding: bool,
 ) -> tuple[TrainState, Metrics]:
   """One optimizer step on a rollout batch.
 
@@ -78,10 +81,15 @@ def update(
     dtype: of the student's computation.
     micro_batches: the rows are scored in this many parts (a divisor of B); the gradient is that of the whole.
     remat: recompute the student's layers in the backward pass.
+    compare_decoding: adds `decode_gap` and `decode_kl`; only where the rollout's log-probs and the objective's are of
+      one temperature.
 
   Returns:
     The next state, and metrics over the valid tokens of the global batch: loss in nats a token, entropies of both
-    models in nats, gradient norm (before clipping), tokens, completion length, share of rows that were cut.
+    models in nats, gradient norm (before clipping), tokens, completion length, share of rows that were cut; and how far
+    the student that wrote is from the same student as it is scored here (d = log p scored - log p when written):
+    `decode_gap`, the mean of |d| in nats, and `decode_kl`, the mean of exp(d) - 1 - d, which estimates KL(writer ||
+    scored) in nats a token where tokens are drawn from the whole softmax (no top-k, no top-p, not greedy).
   """
   if rollout.completion_mask_bs.shape[1] != bucket:
     raise ValueError(f"a rollout of {rollout.completion_mask_bs.shape[1]} columns cannot train at bucket {bucket}")
@@ -111,6 +119,10 @@ def update(
       "completion_length": Ratio.of(part.completion_mask_bs.sum(1)),
       "truncated": Ratio.of(part.truncated_b),
     }
+    if compare_decoding:
+      d = result.student_logprob - part.behaviour_logprob_bs.reshape(-1)
+      metrics["decode_gap"] = Ratio.of(jnp.abs(d), mask)
+      metrics["decode_kl"] = Ratio.of(jnp.expm1(d) - d, mask)
     return jax.tree.map(lambda g: g.astype(jnp.float32), gradient), metrics
 
   if micro_batches == 1:

@@ -196,3 +196,11 @@ def test_differences_name_dotted_fields():
 def test_every_shipped_config_is_valid_also_shrunk(path):
   for suffix, override in itertools.product(("", ":runlocal"), ([], ["--config.seed=1"])):
     load_config(str(path) + suffix, override)
+
+
+def test_words_of_a_config_argument_work_in_any_order_and_an_unknown_one_is_named():
+  path = str(ROOT / "configs" / "qwen3_1p7b_topd.py")
+  assert load_config(f"{path}:v5e-16,runlocal") == load_config(f"{path}:runlocal,v5e-16")
+  assert load_config(f"{path}:runlocal,v5e-16").mesh.tensor == 1  # a laptop's mesh wins over the machine's
+  with pytest.raises(InputError, match=r"'v5e-61'.*did you mean `v5e-16`.*known: .*h200-8, runlocal"):
+    load_config(f"{path}:v5e-61")

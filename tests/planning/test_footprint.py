@@ -1,6 +1,7 @@
 """Bytes by role against arrays that are really there, and the search that uses the model of the rest."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -15,10 +16,11 @@ from opd_jax.distributed.topologies import find_topology
 from opd_jax.errors import InputError
 from opd_jax.models import Cache
 from opd_jax.planning import make_plan
-from opd_jax.planning.compiled import _needed
-from opd_jax.planning.footprint import cache_bytes, model_temporaries, resident
+from opd_jax.planning.compiled import _needed, bytes_on_chip
+from opd_jax.planning.footprint import cache_bytes, model_temporaries, queued_bytes, resident
 from opd_jax.planning.search import Search
 from opd_jax.planning.subject import abstract_mesh, check_mesh, read_architectures
+from opd_jax.rollout import decode_layout
 from opd_jax.training.programs import list_programs
 from opd_jax.training.state import init_state, make_optimizer
 
@@ -72,6 +74,18 @@ def test_the_layers_of_a_teacher_in_int8_take_half():
   assert (full.student, full.optimizer) == (int8.student, int8.optimizer)
 
 
+def test_a_student_that_writes_in_int8_takes_the_bytes_of_its_arrays(config, tiny_pair):
+  config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, int8=True))
+  mesh, architectures = make_mesh((2, 2, 2), jax.devices()[:8]), read_architectures(config)
+  student = models.load(tiny_pair / "student", dtype=jnp.float32, mesh=mesh)
+  with jax.set_mesh(mesh):
+    layout = jax.jit(functools.partial(decode_layout, bucket=0, dtype=jnp.float32, int8=True))(student)
+  for planned in (mesh, abstract_mesh(config, 8)):
+    programs = {program.name: program for program in list_programs(config, architectures, planned)}
+    assert bytes_on_chip(programs["rollout"].arguments[0]) == on_first_device(layout)
+    assert queued_bytes(config, architectures, programs["update"], planned) == on_first_device(layout)
+
+
 def test_a_plan_lists_what_a_run_compiles(tiny_config, tiny_pair):
   flags = [f"--config.eval.path={tiny_pair}/prompts.jsonl", "--config.eval.samples=2", "--config.eval.batch=8"]
   config = load_config(tiny_config, flags)
@@ -105,12 +119,15 @@ def qwen(prompts=64, bucket=512, **optimizer):
 def test_the_model_of_temporaries_is_near_what_libtpu_says():
   """Numbers of jax 0.10.2 with libtpu 0.0.42.1 for v5e:4x4: temporaries and code."""
   shipped = load_config(str(ROOT / "configs" / "qwen3_1p7b_topd.py"), [])
+  int8 = dataclasses.replace(shipped, rollout=dataclasses.replace(shipped.rollout, int8=True))
   measured = [
     (qwen(micro_batches=1), "update", 6.446e9),
     (qwen(micro_batches=4), "update", 6.057e9),
     (shipped, "update", 5.621e9),
     (shipped, "rollout", 1.247e9),
     (shipped, "decode_layout (teacher)", 8.192e9),
+    (int8, "decode_layout", 1.024e9),
+    (int8, "rollout", 1.218e9),
     (shipped, "evaluate_greedy (teacher)", 3.635e9),
   ]
   for config, name, compiled in measured:

@@ -1,5 +1,6 @@
 """The rollout contract: against transformers' generate, against full forwards, and against itself cut another way."""
 
+import math
 import re
 
 import jax
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd_jax import models
-from opd_jax.distributed import make_mesh
+from opd_jax.data import pad_left
+from opd_jax.distributed import make_mesh, place_rows
 from opd_jax.programs import ProgramTable
-from opd_jax.rollout import Sampling, generate, sample_completions
+from opd_jax.rollout import Sampling, compaction, generate, generation, sample_completions
 from opd_jax.rollout import sampler as sampler_module
 
 PROMPTS = [[5, 9, 11], [3, 4, 5, 6, 7, 8, 2], [17], [30, 31]]
@@ -125,14 +127,14 @@ def test_equal_prompts_in_one_batch_are_different_samples(model):
 
 def test_every_horizon_runs_in_one_program_and_is_a_prefix_of_the_longest(model):
   settings = dict(bucket=16, temperature=1.0, seed=2, eos_ids=[0, 5])
-  sampler_module._table.cache_clear()
+  generation._table.cache_clear()
   longest = completions(generate(model, PROMPTS, horizon=16, **settings))
   for horizon in range(1, 17):
     out = generate(model, PROMPTS, horizon=horizon, **settings)
     assert completions(out) == [row[:horizon] for row in longest]
     ended = [len(row) <= horizon and row[-1] in (0, 5) for row in longest]
     assert (~np.asarray(out.truncated_b)).tolist() == ended
-  (table,) = [sampler_module._table(Sampling(1.0), (0, 5), 40, None)]
+  (table,) = [generation._table(Sampling(1.0), (0, 5), 40, 0, None)]
   assert [(c.program, c.bucket) for c in table.compiles] == [("generate", 16)]
 
 
@@ -153,7 +155,7 @@ def test_samples_of_a_prompt_share_a_prefill_and_equal_rows_of_their_own(model):
   table = ProgramTable()
   static = dict(sampling=Sampling(1.0), eos_ids=(0,), vocab_size=40)
   table.define("r", lambda *args, bucket: sample_completions(*args, bucket=bucket, **static))
-  tokens, mask = sampler_module.pad_left(PROMPTS, 8)
+  tokens, mask = pad_left(PROMPTS, 8)
   numbers = (np.int32(6), np.uint32(1), np.uint32(2))
   rows = np.arange(12, dtype=np.uint32)
   shared = table.run("r", 8, model, tokens, mask, *numbers, rows)
@@ -166,7 +168,7 @@ def test_step_and_seed_change_the_samples_and_nothing_else_does(model):
   table = ProgramTable()
   static = dict(sampling=Sampling(1.0), eos_ids=(), vocab_size=40)
   table.define("r", lambda *args, bucket: sample_completions(*args, bucket=bucket, **static))
-  tokens, mask = sampler_module.pad_left(PROMPTS, 8)
+  tokens, mask = pad_left(PROMPTS, 8)
   rows = np.arange(4, dtype=np.uint32)
 
   def run(seed, step, rows=rows):
@@ -189,12 +191,12 @@ def test_stages_of_attended_slots_change_no_token(model, monkeypatch):
   assert sampler_module.stage_widths(7, 300) == (256, 384)  # of 128, 256 and 300 new tokens: whole tiles
   assert sampler_module.stage_widths(7, 100) == (106,)
   settings = dict(horizon=280, bucket=300, temperature=1.0, seed=5, eos_ids=[])
-  sampler_module._table.cache_clear()
+  generation._table.cache_clear()
   staged = completions(generate(model, PROMPTS, **settings))
-  sampler_module._table.cache_clear()
+  generation._table.cache_clear()
   monkeypatch.setattr(sampler_module, "stage_widths", lambda prompt, bucket: (prompt - 1 + bucket,))
   assert completions(generate(model, PROMPTS, **settings)) == staged
-  sampler_module._table.cache_clear()
+  generation._table.cache_clear()
 
 
 def test_a_sharded_batch_looks_for_its_end_rarely_and_writes_the_same(model, monkeypatch):
@@ -211,13 +213,62 @@ def test_a_sharded_batch_looks_for_its_end_rarely_and_writes_the_same(model, mon
   np.testing.assert_allclose(alone.behaviour_logprob_bs, spread.behaviour_logprob_bs, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape, rows", [((1, 1, 1), 16), ((4, 1, 2), 16), ((1, 2, 2), 12), ((1, 1, 1), 3)])
+def test_rows_that_leave_when_they_are_done_change_no_token(model, shape, rows):
+  """Some end at once and some never; every row comes back to its place, whoever left before it."""
+  settings = dict(horizon=30, bucket=32, temperature=1.0, seed=9, eos_ids=list(range(0, 40, 5)))
+  prompts = [[i + 1, i + 2] for i in range(rows)]
+  expected = jax.device_get(generate(model, prompts, **settings))
+  lengths = np.sort(expected.completion_mask_bs.sum(1))
+  assert lengths[0] < lengths[rows // 2] < lengths[-1]
+  if shape != (1, 1, 1):
+    model = models.initialize(
+      model.config, jax.random.key(3), "float32", make_mesh(shape, jax.devices()[: math.prod(shape)])
+    )
+  compacted = jax.device_get(generate(model, prompts, compactions=3, **settings))
+  assert np.array_equal(compacted.tokens_bs, expected.tokens_bs)
+  assert np.array_equal(compacted.completion_mask_bs, expected.completion_mask_bs)
+  assert np.array_equal(compacted.truncated_b, expected.truncated_b)
+  assert np.array_equal(compacted.prompt_mask_bp, expected.prompt_mask_bp)
+  np.testing.assert_allclose(compacted.behaviour_logprob_bs, expected.behaviour_logprob_bs, atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(1, 12))
+def test_rows_return_where_they_were_taken_from(done, count):
+  done_r, count = np.array(done), min(count, len(done))
+  kept_dk = compaction.choose(done_r, count)
+  assert kept_dk.shape == (1, count)
+  assert done_r[kept_dk[0]].sum() == max(0, count - (~done_r).sum())  # rows that are done only where others are short
+  array = np.arange(2 * len(done)).reshape(-1, 2)
+  assert np.array_equal(compaction.take(array, kept_dk), array[np.asarray(kept_dk[0])])
+  assert np.array_equal(compaction.put(array, kept_dk, compaction.take(array, kept_dk)), array)
+
+
+def test_rows_leave_without_a_key_travelling(model):
+  """On a mesh each device halves its own rows: no collective carries a cache, in the first batch or in the next."""
+  mesh = make_mesh((2, 2, 2), jax.devices()[:8])
+  model = models.initialize(model.config, jax.random.key(3), "float32", mesh)
+  table, bucket, rows = ProgramTable(mesh), 32, 16
+  static = dict(sampling=Sampling(1.0), eos_ids=(0,), vocab_size=40, compactions=1)
+  table.define("r", lambda *args, bucket: sample_completions(*args, bucket=bucket, **static))
+  arrays = place_rows(mesh, (*pad_left([[1, 2]] * rows, 8), np.arange(rows, dtype=np.uint32)))
+  text = table.compile("r", bucket, model, *arrays[:2], np.int32(32), np.uint32(1), np.uint32(2), arrays[2]).as_text()
+  config, slots = model.config, sampler_module.stage_widths(8, bucket)[-1]
+  for rows_of_device in (4, 2):  # 16 rows on data x fsdp = 4 devices, and half of them
+    cache = f"[{config.layers},{rows_of_device},{config.kv_heads // 2},{slots},{config.head_dim}]"
+    assert f"f32{cache}" in text
+  for line in re.findall(r".* = .*(?:all-gather|all-reduce|all-to-all|collective-permute)\(.*", text):
+    assert f",{slots}," not in line and f",{slots}]" not in line, line
+
+
 def test_no_step_and_no_layer_copies_the_cache(model):
   """Arrays of the cache's shape are made before the loops: inside they are updated and read, never copied."""
   table, bucket = ProgramTable(), 300
   static = dict(sampling=Sampling(1.0), eos_ids=(0,), vocab_size=40)
   table.define("r", lambda *args, bucket: sample_completions(*args, bucket=bucket, **static))
   numbers = (np.int32(300), np.uint32(1), np.uint32(2), np.arange(4, dtype=np.uint32))
-  text = table.compile("r", bucket, model, *sampler_module.pad_left(PROMPTS, 8), *numbers).as_text()
+  text = table.compile("r", bucket, model, *pad_left(PROMPTS, 8), *numbers).as_text()
   loops = text[: text.index("\nENTRY ")]
   config, slots = model.config, sampler_module.stage_widths(8, bucket)[-1]
   for shape in ((config.head_dim, slots), (slots, config.head_dim)):

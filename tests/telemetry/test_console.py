@@ -56,6 +56,20 @@ def test_compiling_is_no_part_of_what_is_to_come():
   assert "1.5k tok/s  eta 0:03:18" in stream.getvalue()  # 99 steps of 2 s
 
 
+def test_the_gap_is_shown_where_it_is_asked_for_and_there():
+  stream = io.StringIO()
+  with StepProgress(3, every=1, stream=stream, gap=True) as progress:
+    progress.step(row(1, decode_gap=0.01234))
+    progress.step(row(2))
+  assert stream.getvalue().splitlines() == [
+    "step 1/3  loss 0.5  H 16/32  1.5k tok/s  gap 0.012  eta 0:00:04",
+    "step 2/3  loss 0.5  H 16/32  1.5k tok/s  eta 0:00:02",
+  ]
+  with StepProgress(3, every=1, stream=(without := io.StringIO())) as progress:
+    progress.step(row(1, decode_gap=0.01234))
+  assert "gap" not in without.getvalue()
+
+
 def test_the_accuracy_of_the_first_set_stays_in_view():
   stream = io.StringIO()
   with StepProgress(3, every=1, stream=stream) as progress:
@@ -72,9 +86,10 @@ def test_the_accuracy_of_the_first_set_stays_in_view():
 
 def test_a_long_run_fits_80_columns():
   stream = io.StringIO()
-  with StepProgress(20000, stream=stream) as progress:
+  wide = {"horizon": 8192, "bucket": 8192, "tokens": 54321, "seconds_step": 4.0, "decode_gap": 0.0123}
+  with StepProgress(20000, stream=stream, gap=True) as progress:
     progress.evaluation({"step": 0, "set": "s", "model": "student", "accuracy": 1.0})
-    progress.step(row(12345, loss=0.012345678, horizon=8192, bucket=8192, tokens=54321, seconds_step=4.0))
+    progress.step(row(12345, loss=0.012345678, **wide))
   assert max(map(len, stream.getvalue().splitlines())) <= 80
 
 

@@ -100,7 +100,9 @@ def check_agreement(step, reference):
   np.testing.assert_allclose(got.behaviour_logprob_bs, expected.behaviour_logprob_bs, atol=1e-5)
   same, near = step.update(expected)
   for name, value in metrics.items():
-    np.testing.assert_allclose(same[name], value, rtol=1e-5, err_msg=name)
+    # Where float32 wrote, a gap is nothing but the rounding of log-probs.
+    atol = 1e-5 if name.startswith("decode_") else 0
+    np.testing.assert_allclose(same[name], value, rtol=1e-5, atol=atol, err_msg=name)
   # Of each parameter's own largest entry, which is stricter than of the whole tree's; entry by entry it cannot be:
   # sums in another order leave an entry that cancels with an error of its terms' size.
   for name, value in gradient.items():

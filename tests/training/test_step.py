@@ -72,6 +72,7 @@ def step(pair, batch, *, kind="reverse_kl", micro_batches=1, remat=False, temper
     dtype=dtype,
     micro_batches=micro_batches,
     remat=remat,
+    compare_decoding=True,
   )
   state, metrics = jax.jit(run)(TrainState(student, KEEP.init(student.params), jnp.int32(0)), teacher, batch)
   return state.opt_state, {name: metric.to_float() for name, metric in metrics.items()}
