@@ -27,7 +27,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from opd_jax import models
 from opd_jax.config import from_config_dict
 from opd_jax.distributed import make_mesh
-from opd_jax.objectives import Objective, token_weights
+from opd_jax.objectives import Call, Reading, TokenWeights
+from opd_jax.objectives import diverge as op
 from opd_jax.planning.compiled import matmul_flops
 from opd_jax.programs import ProgramTable
 from opd_jax.scoring import score
@@ -106,14 +107,15 @@ def measure(H: int, student: models.Model, teacher: models.Model, rates: tuple[f
     return metrics
 
   context = rollout.prompts_bp, rollout.prompt_mask_bp, rollout.completions_bs, rollout.completion_mask_bs
-  forward, objective = jax.jit(score), Objective("reverse_kl", 0.5, 1.0, VOCABULARY)
+  forward = jax.jit(score)
   student_bsd, teacher_bse = forward(weights, *context), forward(teacher, *context)
-  weights_bs, head_vd = token_weights(rollout.completion_mask_bs), weights.head_vd
+  weights_bs, head_vd = TokenWeights()(rollout.completions_bs, rollout.completion_mask_bs), weights.head_vd
 
   @jax.jit
   def diverge(student_bsd, head_vd, teacher_bse, head_ve):
     def loss(student_bsd, head_vd):
-      return objective(student_bsd, head_vd, teacher_bse, head_ve, weights_bs, rollout.completions_bs).loss
+      readings = Reading(student_bsd, head_vd), Reading(teacher_bse, head_ve)
+      return op(Call(weights_bs, "reverse_kl"), *readings, rollout.completions_bs, VOCABULARY).loss
 
     return jax.grad(loss, argnums=(0, 1))(student_bsd, head_vd)
 

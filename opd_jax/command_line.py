@@ -6,6 +6,7 @@ flag and with a traceback on a config file that raises; here both are bad input 
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import inspect
 import io
@@ -101,7 +102,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> configs.Config:
 
 def _merged(values: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """All fields: the defaults with a config file's values over them (checked, so that no field is dropped)."""
-  return ml_collections.ConfigDict(configs.to_dict(configs.from_config_dict(values, check=False)))
+  return ml_collections.ConfigDict(dataclasses.asdict(configs.from_config_dict(values, check=False)))
 
 
 def _execute(spec: str) -> ml_collections.ConfigDict:

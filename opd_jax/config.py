@@ -6,6 +6,7 @@ Lengths are in tokens, `every` in optimizer steps.
 """
 
 import dataclasses
+import json
 import math
 import typing
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import ml_collections
 
 from opd_jax import horizon as horizons
+from opd_jax.divergence import REPAIRS, SUPPORTS
 from opd_jax.errors import InputError, nearest
 
 DTYPES = ("float32", "bfloat16")
-DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "sampled")
+SELECTIONS = ("", "entropy", "divergence")
 SCHEDULES = ("constant", "cosine", "linear")
 HORIZONS = ("full", "truncated", "progressive")
 _MOST_STEPS, _LONGEST = 1_000_000, 2**20  # schedules and ladders are written out
@@ -83,9 +85,27 @@ class HorizonConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  kind: str = "reverse_kl"  # KL(student||teacher); forward_kl, jsd, or sampled (the papers' OPD baseline)
+  # A term or a sum of terms such as "sampled + 0.1 * forward_kl". Each field below says which terms read it.
+  # KL(student||teacher) is reverse_kl; also forward_kl, jsd, sampled (the papers' OPD baseline), lsm, lsm_student,
+  # lsm_teacher, head_tail_student, head_tail_teacher, entropy_aware, and what was registered (`objectives.register`).
+  kind: str = "reverse_kl"
+  temperature: float = 1.0  # divides the student's logits in the loss
+  teacher_temperature: float = 0.0  # divides the teacher's; 0: the same
   beta: float = 0.5  # jsd: beta KL(teacher||M) + (1 - beta) KL(student||M)
-  temperature: float = 1.0  # divides the logits of both models in the loss
+  support: str = ""  # reverse_kl, forward_kl: on what the teacher, the student or either (union) ranks highest; "": all
+  top_k: int = 32  # entries of a support: those two, lsm..., head_tail..., entropy_aware
+  repair: str = "renormalize"  # what makes the truncated sum sound: also tail, generalized, score_tail, ...
+  gamma: float = 0.0  # sampled, entropy_aware: of the return-to-go; 0 is token-level, 1 sequence-level
+  clip: float = 0.0  # sampled, entropy_aware: of PPO's ratio to the log-prob when written; 0: off, as all is on policy
+  dual_clip: float = 0.0  # with clip: the most by which a negative advantage may count; 0: off
+  largest_advantage: float = 0.0  # sampled, entropy_aware: advantages are cut there; 0: off
+  entropy_above: float = 0.8  # entropy_aware: nats of the teacher's entropy from which its top-K is taught as well
+  # Tokens that do not train, as texts of single tokens: the first of each in a response, or all of them.
+  mask_first: tuple[str, ...] = ()
+  mask_all: tuple[str, ...] = ()
+  position_slope: float = 0.0  # -2..2: tokens weigh 1 - slope/2 at the first position, 1 + slope/2 at the last
+  select_by: str = ""  # train on the tokens of each response with the largest entropy or divergence alone
+  select_share: float = 0.2  # of the response's tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,10 +244,7 @@ def from_config_dict(values: ml_collections.ConfigDict | dict, *, check: bool = 
 
 def to_dict(config: Config) -> dict[str, Any]:
   """Plain nested dict of JSON values, the inverse of `from_config_dict`."""
-  plain = dataclasses.asdict(config)
-  if not isinstance(config.horizon.buckets, str):
-    plain["horizon"]["buckets"] = list(config.horizon.buckets)
-  return plain
+  return json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
 
 
 def differences(old: dict, new: dict, where: str = "") -> list[str]:
@@ -265,6 +282,8 @@ def _typed(value, hint, name: str):
   """`value` as `hint` wants it, or InputError. An int serves for a float; nothing else is converted."""
   if name == "horizon.buckets":
     return _buckets(value)
+  if hint == tuple[str, ...]:
+    return _texts(value, name)
   if hint is float and type(value) is int:
     return float(value)
   if hint is float and type(value) is float and not math.isfinite(value):
@@ -292,6 +311,13 @@ def _buckets(value) -> str | tuple[int, ...]:
   return rungs
 
 
+def _texts(value, name: str) -> tuple[str, ...]:
+  """A tuple of texts."""
+  if not isinstance(value, list | tuple) or any(not isinstance(text, str) or not text for text in value):
+    raise InputError(f"config.{name} is {value!r}: it must be a tuple of texts, such as ('<', 'think')")
+  return tuple(value)
+
+
 def _article(kind: type) -> str:
   return {int: "an integer", float: "a number", str: "a string", bool: "true or false"}.get(kind, f"a {kind.__name__}")
 
@@ -303,7 +329,9 @@ def _check(config: Config) -> None:
     ("student.dtype", c.student.dtype, DTYPES),
     ("teacher.dtype", c.teacher.dtype, DTYPES),
     ("horizon.kind", c.horizon.kind, HORIZONS),
-    ("objective.kind", c.objective.kind, DIVERGENCES),
+    ("objective.support", c.objective.support, ("", *SUPPORTS)),
+    ("objective.repair", c.objective.repair, REPAIRS),
+    ("objective.select_by", c.objective.select_by, SELECTIONS),
     ("optimizer.schedule", c.optimizer.schedule, SCHEDULES),
   ):
     if value not in choices:
@@ -331,8 +359,18 @@ def _check(config: Config) -> None:
     (c.horizon.kind != "progressive" or c.horizon.start <= c.horizon.max, "horizon.start", "at most horizon.max"),
     (c.horizon.increment >= 1, "horizon.increment", positive),
     (c.horizon.every >= 1, "horizon.every", positive),
-    (c.objective.kind != "jsd" or 0 < c.objective.beta < 1, "objective.beta", "above 0 and below 1"),
+    ("jsd" not in c.objective.kind or 0 < c.objective.beta < 1, "objective.beta", "above 0 and below 1"),
     (c.objective.temperature > 0, "objective.temperature", "above 0"),
+    (c.objective.teacher_temperature >= 0, "objective.teacher_temperature", "above 0, or 0 (as objective.temperature)"),
+    (c.objective.top_k >= 1, "objective.top_k", positive),
+    (0 <= c.objective.gamma <= 1, "objective.gamma", "from 0 to 1"),
+    (0 <= c.objective.clip < 1, "objective.clip", "0 (off) or more, and below 1"),
+    (c.objective.dual_clip == 0 or c.objective.dual_clip > 1, "objective.dual_clip", "0 (off) or above 1"),
+    (c.objective.dual_clip == 0 or c.objective.clip > 0, "objective.dual_clip", "0 (off) where objective.clip is 0"),
+    (c.objective.largest_advantage >= 0, "objective.largest_advantage", "0 (off) or more"),
+    (c.objective.entropy_above >= 0, "objective.entropy_above", "0 or more"),
+    (-2 < c.objective.position_slope < 2, "objective.position_slope", "above -2 and below 2"),
+    (0 < c.objective.select_share <= 1, "objective.select_share", "above 0 and at most 1"),
     (c.optimizer.learning_rate >= 0, "optimizer.learning_rate", "0 or more"),
     (c.optimizer.warmup_steps >= 0, "optimizer.warmup_steps", "0 or more"),
     (c.optimizer.weight_decay >= 0, "optimizer.weight_decay", "0 or more"),

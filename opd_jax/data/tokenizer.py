@@ -62,6 +62,21 @@ class Tokenizer:
     """The text of `ids`, special tokens left out, spaces untouched."""
     return self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+  def single_ids(self, texts: Sequence[str], field: str) -> tuple[int, ...]:
+    """The id of each text, which must be one token: a special token, or what the text alone is encoded to.
+
+    Raises InputError that names `field` for a text of several tokens.
+    """
+    ids = []
+    for text in texts:
+      known = self.hf.get_vocab().get(text)
+      encoded = [known] if known is not None else self.hf(text, add_special_tokens=False, verbose=False)["input_ids"]
+      if len(encoded) != 1:
+        pieces = ", ".join(repr(self.hf.decode([token])) for token in encoded)
+        raise InputError(f"{field} has {text!r}, which is {len(encoded)} tokens ({pieces}): give single tokens")
+      ids += encoded
+    return tuple(ids)
+
 
 def prompt_text(prompt: str | Sequence[dict[str, str]]) -> str:
   """A prompt as plain text: itself, or the contents of its messages joined by blank lines."""

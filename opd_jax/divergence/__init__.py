@@ -15,6 +15,6 @@ shapes         realistic sizes, for benchmarks; testing: random problems and the
 """
 
 from opd_jax.divergence.api import divergence, scores
-from opd_jax.divergence.problem import Divergence, Scores
+from opd_jax.divergence.problem import REPAIRS, SUPPORTS, Divergence, Scores
 
-__all__ = ["Divergence", "Scores", "divergence", "scores"]
+__all__ = ["REPAIRS", "SUPPORTS", "Divergence", "Scores", "divergence", "scores"]

@@ -1,5 +1,31 @@
-"""What the student minimises, and how much each token counts."""
+"""What the student minimises: terms, how much each token counts, and the gradient calls that come of them."""
 
-from opd_jax.objectives.objective import Objective, token_weights
+from opd_jax.objectives.entropy_aware import EntropyAware
+from opd_jax.objectives.matching import Matching
+from opd_jax.objectives.objective import Loss, Objective, Reading, diverge, make_objective
+from opd_jax.objectives.policy_gradient import PolicyGradient
+from opd_jax.objectives.selection import ENTROPY, Selection
+from opd_jax.objectives.term import REFERENCE, SCORES, Call, Signals, Term, make_terms, register
+from opd_jax.objectives.token_weights import TokenWeights, make_token_weights
 
-__all__ = ["Objective", "token_weights"]
+__all__ = [
+  "ENTROPY",
+  "REFERENCE",
+  "SCORES",
+  "Call",
+  "EntropyAware",
+  "Loss",
+  "Matching",
+  "Objective",
+  "PolicyGradient",
+  "Reading",
+  "Selection",
+  "Signals",
+  "Term",
+  "TokenWeights",
+  "diverge",
+  "make_objective",
+  "make_terms",
+  "make_token_weights",
+  "register",
+]

@@ -25,6 +25,8 @@ class Rollout:
     truncated_b: bool [B], true where the horizon came before end-of-sequence.
     behaviour_logprob_bs: float32 [B, S], log-probability of each generated token in nats under the softmax of the
       temperature-scaled logits, before top-k and top-p (temperature 1 when greedy); 0 off the completion.
+    behaviour_entropy_bs: float32 [B, S], entropy of that softmax in nats, 0 off the completion; None where it was not
+      asked for.
   """
 
   tokens_bs: jax.Array
@@ -32,6 +34,7 @@ class Rollout:
   completion_mask_bs: jax.Array
   truncated_b: jax.Array
   behaviour_logprob_bs: jax.Array
+  behaviour_entropy_bs: jax.Array | None = None
 
   @property
   def prompts_bp(self) -> jax.Array:

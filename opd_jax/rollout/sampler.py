@@ -25,7 +25,7 @@ from opd_jax.models import Cache, Model, forward
 from opd_jax.rollout import compaction
 from opd_jax.rollout.batch import Rollout
 from opd_jax.rollout.head import multiply_head, pack_head
-from opd_jax.rollout.token_sampling import Sampling, sample
+from opd_jax.rollout.token_sampling import Drawn, Sampling, sample
 
 # The end of a sharded batch is looked for at every so many tokens: it takes a message to all devices and back.
 _LOOK_EVERY = 8
@@ -54,23 +54,29 @@ class _Written:
   logprob_rs: jax.Array
   mask_rs: jax.Array
   done_r: jax.Array
+  entropy_rs: jax.Array | None
 
   @classmethod
-  def nothing(cls, last_r: jax.Array, bucket: int) -> "_Written":
+  def nothing(cls, last_r: jax.Array, bucket: int, entropy: bool) -> "_Written":
     wide = (len(last_r), bucket)
     columns = jnp.zeros(wide, jnp.int32), jnp.zeros(wide, jnp.float32), jnp.zeros(wide, bool)
-    return cls(last_r, *columns, jnp.zeros(len(last_r), bool))
+    return cls(last_r, *columns, jnp.zeros(len(last_r), bool), jnp.zeros(wide, jnp.float32) if entropy else None)
 
-  def record(self, t, token_r: jax.Array, logprob_r: jax.Array, eos_e: jax.Array) -> "_Written":
+  def record(self, t, drawn: Drawn, eos_e: jax.Array) -> "_Written":
     """With column t of the rows that are still writing; a row is done once it has written end-of-sequence."""
-    token_r = jnp.where(self.done_r, 0, token_r)
-    column = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=t, axis=1)
+
+    def column(array_rs: jax.Array, value_r: jax.Array) -> jax.Array:
+      value_r = jnp.where(self.done_r, jnp.zeros_like(value_r), value_r)
+      return jax.lax.dynamic_update_slice_in_dim(array_rs, value_r[:, None], t, axis=1)
+
+    token_r = jnp.where(self.done_r, 0, drawn.tokens_b)
     return _Written(
       last_r=token_r,
-      tokens_rs=column(self.tokens_rs, token_r[:, None]),
-      logprob_rs=column(self.logprob_rs, jnp.where(self.done_r, 0.0, logprob_r)[:, None]),
-      mask_rs=column(self.mask_rs, ~self.done_r[:, None]),
+      tokens_rs=column(self.tokens_rs, token_r),
+      logprob_rs=column(self.logprob_rs, drawn.logprob_b),
+      mask_rs=column(self.mask_rs, jnp.ones_like(self.done_r)),
       done_r=self.done_r | (token_r[:, None] == eos_e).any(-1),
+      entropy_rs=None if self.entropy_rs is None else column(self.entropy_rs, drawn.entropy_b),
     )
 
 
@@ -88,6 +94,7 @@ def sample_completions(
   eos_ids: tuple[int, ...],
   vocab_size: int,
   compactions: int = 0,
+  entropy: bool = False,
 ) -> Rollout:
   """Generates up to `horizon` tokens for R rows: R / B samples of each of B prompts, which share one prefill.
 
@@ -103,6 +110,7 @@ def sample_completions(
     eos_ids: ids that end a row (static); the row's completion includes the one that ended it.
     vocab_size: ids from here on are never sampled (static).
     compactions: how many times the batch may halve as rows finish (static; `compaction`).
+    entropy: also the softmax's entropy at every token (static).
 
   Returns:
     The Rollout of R rows, tokens_bs [R, P + bucket].
@@ -130,7 +138,7 @@ def sample_completions(
     hidden_r1d, cache = forward(model, written.last_r[:, None], positions_r1, seen_rs, cache, slot, stages=stages)
     logits_rv = constrain(multiply_head(hidden_r1d[:, 0], head_vd), "batch", "vocab")
     keys_r = jax.vmap(lambda key: jax.random.fold_in(key, t))(rows.key_r)
-    return written.record(t, *sample(logits_rv, keys_r, sampling, vocab_size), eos_e), cache
+    return written.record(t, sample(logits_rv, keys_r, sampling, vocab_size), eos_e), cache
 
   def write(rows: _Rows, t, left, written: _Written, cache: Cache, batches: tuple[int, ...]) -> _Written:
     """All columns from t on. `left` rows of a device still write; once they fit the next of `batches`, they move."""
@@ -160,7 +168,7 @@ def sample_completions(
     length_r=prompt_mask_rp.sum(1, dtype=jnp.int32),
     slots_rs=jnp.concatenate([prompt_mask_rp, jnp.ones((R, stages[-1] - P), bool)], axis=1),
   )
-  written = _Written.nothing(jnp.repeat(prompts_bp[:, -1], samples), bucket)
+  written = _Written.nothing(jnp.repeat(prompts_bp[:, -1], samples), bucket, entropy)
   batches = compaction.smaller_batches(R, compactions)
   written = write(rows, jnp.int32(0), compaction.most_left(written.done_r), written, cache, batches)
   result = Rollout(
@@ -169,6 +177,7 @@ def sample_completions(
     completion_mask_bs=written.mask_rs,
     truncated_b=~written.done_r,
     behaviour_logprob_bs=written.logprob_rs,
+    behaviour_entropy_bs=written.entropy_rs,
   )
   return jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), result)
 

@@ -12,6 +12,7 @@ vocabularies in use, and is divided by every `tensor` axis of a power of two, so
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,16 @@ class Sampling:
   top_p: float = 1.0
 
 
-def sample(logits_bv: jax.Array, keys_b: jax.Array, sampling: Sampling, vocab_size: int) -> tuple[jax.Array, jax.Array]:
+class Drawn(NamedTuple):
+  """A token for each row, int32 [B]; its log-probability in nats under the temperature-scaled softmax before top-k and
+  top-p (temperature 1 when greedy), float32 [B]; and that softmax's entropy in nats, float32 [B]."""
+
+  tokens_b: jax.Array
+  logprob_b: jax.Array
+  entropy_b: jax.Array
+
+
+def sample(logits_bv: jax.Array, keys_b: jax.Array, sampling: Sampling, vocab_size: int) -> Drawn:
   """Draws a token for each row.
 
   Args:
@@ -38,22 +48,22 @@ def sample(logits_bv: jax.Array, keys_b: jax.Array, sampling: Sampling, vocab_si
     keys_b: [B] random keys, one a row, so that a row's token does not depend on its neighbours.
     sampling: temperature, top-k and top-p (static).
     vocab_size: number of ids that the tokenizer has (static).
-
-  Returns:
-    tokens_b int32 [B], and logprob_b float32 [B]: the token's log-probability under the temperature-scaled softmax
-    before top-k and top-p (temperature 1 when greedy).
   """
   logits_bv = logits_bv.astype(jnp.float32)
   if vocab_size < logits_bv.shape[1]:
     logits_bv = jnp.where(jnp.arange(logits_bv.shape[1]) < vocab_size, logits_bv, MASKED)
   if sampling.temperature == 0:
     tokens_b, largest_b = _most_probable(logits_bv)
-    return tokens_b, -jnp.log(jnp.exp(logits_bv - largest_b[:, None]).sum(axis=-1))
-  logits_bv = logits_bv / sampling.temperature
-  weights_bv = jnp.exp(logits_bv - logits_bv.max(axis=-1, keepdims=True))
-  kept_bv = _top_p(_top_k(weights_bv, sampling.top_k), sampling.top_p)
-  tokens_b, weight_b = _draw(kept_bv, keys_b)
-  return tokens_b, jnp.log(weight_b / weights_bv.sum(axis=-1))
+    weights_bv, of_token_b = jnp.exp(logits_bv - largest_b[:, None]), 1.0
+  else:
+    logits_bv = logits_bv / sampling.temperature
+    largest_b = logits_bv.max(axis=-1)
+    weights_bv = jnp.exp(logits_bv - largest_b[:, None])
+    kept_bv = _top_p(_top_k(weights_bv, sampling.top_k), sampling.top_p)
+    tokens_b, of_token_b = _draw(kept_bv, keys_b)
+  total_b = weights_bv.sum(axis=-1)
+  mean_b = (weights_bv * (logits_bv - largest_b[:, None])).sum(axis=-1) / total_b
+  return Drawn(tokens_b, jnp.log(of_token_b / total_b), jnp.log(total_b) - mean_b)
 
 
 def _draw(weights_bv: jax.Array, keys_b: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -21,6 +21,7 @@ from opd_jax.evaluation.evaluator import layout_program
 from opd_jax.horizon import bucket_for
 from opd_jax.models import Architecture, Model, parameter_specs, parameter_table, quantize
 from opd_jax.models.parameters import nested
+from opd_jax.objectives import ENTROPY
 from opd_jax.rollout import Rollout
 from opd_jax.training.state import TrainState, abstract_state, make_optimizer
 
@@ -130,6 +131,7 @@ def list_programs(
       completion_mask_bs=array((R, bucket), jnp.bool_),
       truncated_b=array((R,), jnp.bool_),
       behaviour_logprob_bs=array((R, bucket), jnp.float32),
+      behaviour_entropy_bs=array((R, bucket), jnp.float32) if config.objective.select_by == ENTROPY else None,
     )
     write = sampling("rollout", "student", bucket, config.rollout.prompts_per_step, samples)
     return [write, Program("update", "student", bucket, R, (state, teacher, rollout))]

@@ -25,6 +25,7 @@ from opd_jax.evaluation.evaluator import define_programs as define_evaluation
 from opd_jax.evaluation.graders import check_kind
 from opd_jax.horizon import Horizon
 from opd_jax.models import Architecture
+from opd_jax.objectives import make_terms, make_token_weights
 from opd_jax.pair import Pair, open_pair
 from opd_jax.programs import ProgramTable
 from opd_jax.telemetry.workdir import read_config
@@ -72,6 +73,7 @@ def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.D
   mesh = make_mesh((c.mesh.data, c.mesh.fsdp, c.mesh.tensor), devices)
   check_rows(c, mesh)
   _check_workdir(c, workdir)
+  make_terms(c.objective)
   if c.eval.path:
     check_kind(c.eval.grader)
   for field, path in (("data.path", c.data.path), ("eval.path", c.eval.path)):
@@ -87,7 +89,11 @@ def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.D
     data_path, prompt_field=c.data.prompt_field, answer_field=c.data.answer_field, limit=c.data.limit, **read
   )
   table = ProgramTable(mesh)
-  define_programs(table, c, pair.eos_ids, pair.vocab_size)
+  masked = (
+    pair.tokenizer.single_ids(texts, f"config.objective.{field}")
+    for field, texts in (("mask_first", c.objective.mask_first), ("mask_all", c.objective.mask_all))
+  )
+  define_programs(table, c, pair.eos_ids, pair.vocab_size, make_token_weights(c.objective, *masked))
   define_evaluation(table, c, pair.eos_ids, pair.vocab_size)
   evaluator = None
   if eval_path:
@@ -135,6 +141,7 @@ def _check_workdir(config: Config, workdir: Path) -> None:
   old = read_config(workdir)
   if not old:
     return
+  old = configs.to_dict(configs.from_config_dict(old, check=False))  # fields that came later have their defaults
   changed = configs.differences(old, configs.to_dict(config))
   refused = [name for name in changed if not name.startswith(_FREE)]
   if "steps" in changed and config.optimizer.schedule != "constant":

@@ -17,7 +17,15 @@ import optax
 from opd_jax.config import Config
 from opd_jax.distributed import constrain
 from opd_jax.models import Model
-from opd_jax.objectives import Objective, token_weights
+from opd_jax.objectives import (
+  ENTROPY,
+  Objective,
+  Reading,
+  Signals,
+  TokenWeights,
+  make_objective,
+  make_token_weights,
+)
 from opd_jax.programs import ProgramTable
 from opd_jax.rollout import Rollout, Sampling, decode_layout, sample_completions
 from opd_jax.scoring import score
@@ -25,8 +33,15 @@ from opd_jax.telemetry.metrics import Metrics, Ratio, Total, merge
 from opd_jax.training.state import TrainState, make_optimizer, state_specs
 
 
-def define_programs(table: ProgramTable, config: Config, eos_ids: tuple[int, ...], vocab_size: int) -> None:
-  """Enters "decode_layout", "rollout" and "update" into the table.
+def define_programs(
+  table: ProgramTable,
+  config: Config,
+  eos_ids: tuple[int, ...],
+  vocab_size: int,
+  token_weights: TokenWeights | None = None,
+) -> None:
+  """Enters "decode_layout", "rollout" and "update" into the table. `token_weights`: None is the config's, without the
+  ids of its masks, for which a tokenizer is needed.
 
   decode_layout(model) -> model; its bucket is 0; in int8 under `rollout.int8`
   rollout(student, prompts_bp, prompt_mask_bp, horizon, seed, step, rows_r) -> Rollout
@@ -42,13 +57,15 @@ def define_programs(table: ProgramTable, config: Config, eos_ids: tuple[int, ...
       eos_ids=eos_ids,
       vocab_size=vocab_size,
       compactions=c.compactions,
+      entropy=config.objective.select_by == ENTROPY,
     ),
   )
   table.define(
     "update",
     functools.partial(
       update,
-      objective=Objective(config.objective.kind, config.objective.beta, config.objective.temperature, vocab_size),
+      objective=make_objective(config.objective, vocab_size),
+      token_weights=token_weights or make_token_weights(config.objective),
       optimizer=make_optimizer(config),
       dtype=dtype,
       micro_batches=config.optimizer.micro_batches,
@@ -66,6 +83,7 @@ def update(
   *,
   bucket: int,
   objective: Objective,
+  token_weights: TokenWeights,
   optimizer: optax.GradientTransformation,
   dtype,
   micro_batches: int,
@@ -78,6 +96,7 @@ def update(
     state: float32 master weights and optimizer state.
     teacher: frozen; it is scored, never differentiated.
     rollout: [B, P + S] with S = `bucket`.
+    objective, token_weights: what is minimised, and how much each token counts in it.
     dtype: of the student's computation.
     micro_batches: the rows are scored in this many parts (a divisor of B); the gradient is that of the whole.
     remat: recompute the student's layers in the backward pass.
@@ -94,35 +113,36 @@ def update(
   if rollout.completion_mask_bs.shape[1] != bucket:
     raise ValueError(f"a rollout of {rollout.completion_mask_bs.shape[1]} columns cannot train at bucket {bucket}")
   student = state.student.astype(dtype)
-  weights_bs = token_weights(rollout.completion_mask_bs)
+  weights_bs = token_weights(rollout.completions_bs, rollout.completion_mask_bs)
 
   def gradient_of(part: Rollout, weights_bs: jax.Array):
     """Gradient and metrics of some of the rows; their weights are shares of the whole batch."""
     context = (part.prompts_bp, part.prompt_mask_bp, part.completions_bs, part.completion_mask_bs)
-    teacher_hidden_bse = score(teacher, *context)
+    signals = Signals(
+      part.completions_bs, part.completion_mask_bs, weights_bs, part.behaviour_logprob_bs, part.behaviour_entropy_bs
+    )
+    of_teacher = Reading(score(teacher, *context), teacher.split_head())
 
     def loss_of(params):
       model = dataclasses.replace(student, params=params)
-      hidden_bsd = score(model, *context, remat=remat)
-      result = objective(
-        hidden_bsd, model.split_head(), teacher_hidden_bse, teacher.split_head(), weights_bs, part.completions_bs
-      )
-      return result.loss, result
+      of_student = Reading(score(model, *context, remat=remat), model.split_head())
+      loss = objective(of_student, of_teacher, signals)
+      return loss.value, loss
 
-    gradient, result = jax.grad(loss_of, has_aux=True)(student.params)
-    mask = part.completion_mask_bs.reshape(-1)
-    metrics = {
-      "loss": Ratio.of(result.per_token, mask),
-      "student_entropy": Ratio.of(result.student_entropy, mask),
-      "teacher_entropy": Ratio.of(result.teacher_entropy, mask),
-      "tokens": Total(mask.sum(dtype=jnp.float32)),
+    gradient, loss = jax.grad(loss_of, has_aux=True)(student.params)
+    result, mask_bs = loss.result, loss.signals.mask_bs
+    metrics = loss.metrics | {
+      "loss": Total(loss.value),
+      "student_entropy": Ratio.of(result.student_entropy, mask_bs),
+      "teacher_entropy": Ratio.of(result.teacher_entropy, mask_bs),
+      "tokens": Total(part.completion_mask_bs.sum(dtype=jnp.float32)),
       "completion_length": Ratio.of(part.completion_mask_bs.sum(1)),
       "truncated": Ratio.of(part.truncated_b),
     }
     if compare_decoding:
-      d = result.student_logprob - part.behaviour_logprob_bs.reshape(-1)
-      metrics["decode_gap"] = Ratio.of(jnp.abs(d), mask)
-      metrics["decode_kl"] = Ratio.of(jnp.expm1(d) - d, mask)
+      d_bs = result.student_logprob - loss.signals.behaviour_logprob_bs
+      metrics["decode_gap"] = Ratio.of(jnp.abs(d_bs), mask_bs)
+      metrics["decode_kl"] = Ratio.of(jnp.expm1(d_bs) - d_bs, mask_bs)
     return jax.tree.map(lambda g: g.astype(jnp.float32), gradient), metrics
 
   if micro_batches == 1:

@@ -13,7 +13,7 @@ from opd_jax import models
 from opd_jax.data import order
 from opd_jax.distributed import place_rows
 from opd_jax.models import Model
-from opd_jax.objectives import Objective, token_weights
+from opd_jax.objectives import Call, Reading, diverge
 from opd_jax.scoring import score
 from opd_jax.telemetry.metrics import Ratio
 from opd_jax.training.run import Run
@@ -30,14 +30,13 @@ def load_teacher(run: Run) -> tuple[Model, dict[str, float]]:
   if not config.teacher.int8:
     return teacher, {}
   prompts = place_rows(run.mesh, _first_prompts(run))
-  kl = Objective("reverse_kl", beta=0.5, temperature=1.0, vocab_size=run.pair.vocab_size)
 
   def compare(full_bsd: jax.Array, teacher: Model, *prompts: jax.Array) -> tuple[Ratio, jax.Array]:
     _, _, rest_bs, rest_mask_bs = prompts
-    head_vd = teacher.split_head()
-    kl_t = kl(full_bsd, head_vd, score(teacher, *prompts), head_vd, token_weights(rest_mask_bs), rest_bs).per_token
-    mask_t = rest_mask_bs.reshape(-1)
-    return Ratio.of(kl_t, mask_t), jnp.max(jnp.where(mask_t, kl_t, 0.0))
+    full, int8 = (Reading(hidden_bsd, teacher.split_head()) for hidden_bsd in (full_bsd, score(teacher, *prompts)))
+    call = Call(rest_mask_bs.astype(jnp.float32), "reverse_kl")
+    kl_bs = diverge(call, full, int8, rest_bs, run.pair.vocab_size).per_token
+    return Ratio.of(kl_bs, rest_mask_bs), jnp.max(jnp.where(rest_mask_bs, kl_bs, 0.0))
 
   with jax.set_mesh(run.mesh):
     full_bsd = jax.block_until_ready(jax.jit(score)(teacher, *prompts))

@@ -12,7 +12,7 @@ import pytest
 from opd_jax import models
 from opd_jax.config import from_config_dict
 from opd_jax.distributed import make_mesh
-from opd_jax.objectives import Objective
+from opd_jax.objectives import TokenWeights, make_objective
 from opd_jax.rollout import Rollout
 from opd_jax.training.state import TrainState, learning_rate, make_optimizer
 from opd_jax.training.step import update
@@ -64,10 +64,12 @@ KEEP = optax.GradientTransformation(
 
 def step(pair, batch, *, kind="reverse_kl", micro_batches=1, remat=False, temperature=1.0, dtype=jnp.float32):
   student, teacher = pair
+  objective = {"kind": kind, "beta": 0.3, "temperature": temperature}
   run = functools.partial(
     update,
     bucket=batch.completion_mask_bs.shape[1],
-    objective=Objective(kind, 0.3, temperature, VOCAB),
+    objective=make_objective(from_config_dict({"objective": objective}, check=False).objective, VOCAB),
+    token_weights=TokenWeights(),
     optimizer=KEEP,
     dtype=dtype,
     micro_batches=micro_batches,

@@ -8,7 +8,7 @@ from meter import answer, read_job
 
 from opd_jax import models
 from opd_jax.data import load_tokenizer, stop_ids
-from opd_jax.objectives import Objective, token_weights
+from opd_jax.objectives import Call, Reading, TokenWeights, diverge
 from opd_jax.rollout import generate
 from opd_jax.scoring import score
 
@@ -19,14 +19,13 @@ def main() -> None:
   prompts = [tokenizer.encode_prompt(text) for text in job["prompts"]]
   eos_ids = stop_ids(job["teacher"], tokenizer)
   teacher = models.load(job["teacher"], dtype="float32")
-  objective = Objective("reverse_kl", 0.5, 1.0, tokenizer.size)
 
   @jax.jit
   def divergence(student, rollout):
     context = (rollout.prompts_bp, rollout.prompt_mask_bp, rollout.completions_bs, rollout.completion_mask_bs)
-    weights_bs = token_weights(rollout.completion_mask_bs)
-    hidden = (score(student, *context), student.head_vd, score(teacher, *context), teacher.head_vd)
-    return objective(*hidden, weights_bs, rollout.completions_bs).loss
+    call = Call(TokenWeights()(rollout.completions_bs, rollout.completion_mask_bs), "reverse_kl")
+    readings = (Reading(score(model, *context), model.head_vd) for model in (student, teacher))
+    return diverge(call, *readings, rollout.completions_bs, tokenizer.size).loss
 
   H, values = job["horizon"], []
   for path in job["students"]:
