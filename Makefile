@@ -31,7 +31,8 @@ test: $(VENV)/.dev
 test-aot:
 	test -x $(VENV)-aot/bin/python || $(PYTHON) -m venv $(VENV)-aot
 	$(VENV)-aot/bin/pip install -q -r requirements-aot.txt
-	$(VENV)-aot/bin/python -m pytest -q opd_jax/divergence/aot_test.py tests/planning/test_plan.py -k "aot or tpu"
+	$(VENV)-aot/bin/python -m pytest -q opd_jax/divergence/aot_test.py opd_jax/decode_attention/aot_test.py \
+		tests/planning/test_plan.py tests/rollout/test_decode_aot.py -k "aot or tpu"
 
 compare: $(VENV)/.run
 	$(BIN)/python -m benchmarks.compare --out=benchmarks/results/compare

@@ -33,20 +33,22 @@ class _Generation:
     hbm_bytes: of one device, as far as libtpu lets a program use it ("exceeds available HBM (15.75G)").
     hertz: clock of the matrix units, from published bf16 peaks: v5e 197 TFLOP/s = 4 units x 128 x 128 x 2 x 1.5 GHz;
       v5p 459 = 8 x 128 x 128 x 2 x 1.75; v6e 918 = 4 x 256 x 256 x 2 x 1.75.
+    bandwidth: of its memory, bytes a second, published.
     shapes: slices to choose from, ascending in chips.
   """
 
   hbm_bytes: int
   hertz: float
+  bandwidth: float
   shapes: tuple[str, ...]
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
 _GENERATIONS = {
-  "v5e": _Generation(int(15.75 * _GiB), 1.5e9, _FLAT),
-  "v5p": _Generation(int(95.74 * _GiB), 1.75e9, _CUBES),
-  "v6e": _Generation(int(31.25 * _GiB), 1.75e9, _FLAT),
+  "v5e": _Generation(int(15.75 * _GiB), 1.5e9, 0.82e12, _FLAT),
+  "v5p": _Generation(int(95.74 * _GiB), 1.75e9, 2.77e12, _CUBES),
+  "v6e": _Generation(int(31.25 * _GiB), 1.75e9, 1.64e12, _FLAT),
 }
 _CPU_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -70,12 +72,14 @@ class Topology:
     slices: of which it has so many, joined by the data-centre network.
     hbm_bytes: memory of one device that a program may use. Simulated devices share the memory of this machine.
     hertz: clock of its matrix units; None for a CPU.
+    bandwidth: bytes a second of its memory; None for a CPU.
   """
 
   name: str
   slices: int
   hbm_bytes: int
   hertz: float | None
+  bandwidth: float | None
 
   @property
   def chips(self) -> int:
@@ -129,9 +133,9 @@ def find_topology(name: str, slices: int = 1) -> Topology:
   if generation == "cpu":
     if slices > 1:
       raise InputError(f"--slices={slices}: simulated devices have no slices; give --topology=cpu:{shape[0] * slices}")
-    return Topology(name, 1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // shape[0], None)
+    return Topology(name, 1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // shape[0], None, None)
   known = _GENERATIONS[generation]
-  return Topology(name, slices, known.hbm_bytes, known.hertz)
+  return Topology(name, slices, known.hbm_bytes, known.hertz, known.bandwidth)
 
 
 def use_cpu(name: str) -> None:

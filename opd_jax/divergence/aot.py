@@ -51,12 +51,12 @@ def main(arguments: list[str]) -> int:
   import jax
 
   try:
-    devices = _devices(target)
+    chips = devices(target)
   except (RuntimeError, ImportError, jax.errors.JaxRuntimeError) as error:
     print(f"no compiler for {target}: {error}".splitlines()[0], file=sys.stderr)
     return 3
   start = time.perf_counter()
-  compiled = _compiled(devices, implementation, sizes, tensor)
+  compiled = _compiled(chips, implementation, sizes, tensor)
   seconds = time.perf_counter() - start
   text = compiled.as_text()
   if dump := os.environ.get("OPD_AOT_TEXT"):
@@ -64,8 +64,8 @@ def main(arguments: list[str]) -> int:
       file.write(text)
   memory = compiled.memory_analysis()
   report = {
-    "device": devices[0].device_kind,
-    "devices": len(devices) if tensor else 1,
+    "device": chips[0].device_kind,
+    "devices": len(chips) if tensor else 1,
     "custom_calls": text.count('custom_call_target="tpu_custom_call"') + text.count("__gpu$xla.gpu.triton"),
     "collectives": dict(Counter(_COLLECTIVE.findall(text))),
     "temporary_bytes": memory.temp_size_in_bytes,
@@ -76,7 +76,8 @@ def main(arguments: list[str]) -> int:
   return 0
 
 
-def _devices(target: str) -> list:
+def devices(target: str) -> list:
+  """Of a TPU topology, or one `h200`, to compile for. Raises what jax does where there is no compiler for them."""
   from jax.experimental import topologies
 
   if target == "h200":

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from opd_jax.decode_attention import attend
 from opd_jax.distributed import constrain
 from opd_jax.models.architecture import Architecture
-from opd_jax.models.attention import MASKED
 
 
 @jax.tree_util.register_dataclass
@@ -61,25 +61,9 @@ class Cache:
       _values(update(values, value_bkth[None].astype(values.dtype), (layer, 0, 0, start, 0))),
     )
 
-  def attend(self, layer: jax.Array, query_btnh: jax.Array, keys_bs: jax.Array) -> jax.Array:
-    """[B, T, N, H]: `attention.attend` over the first S slots of one layer, where the T queries stand last."""
-    b, t, n, h = query_btnh.shape
-    s, k = keys_bs.shape[1], self.values_lbksh.shape[2]
-    key_bkhs = jax.lax.dynamic_slice(self.keys_lbkhs, (layer, 0, 0, 0, 0), (1, b, k, h, s))[0]
-    value_bksh = jax.lax.dynamic_slice(self.values_lbksh, (layer, 0, 0, 0, 0), (1, b, k, s, h))[0]
-    seen_bts = keys_bs[:, None, :]
-    if t > 1:
-      seen_bts &= jnp.arange(s) <= s - t + jnp.arange(t)[:, None]
-    # As matrices [T*G, H] x [H, S] x [S, H] a row and key-value head: no key or value is moved.
-    query_bkih = query_btnh.reshape(b, t, k, n // k, h).swapaxes(1, 2).reshape(b, k, -1, h)
-    scores_bkis = jax.lax.dot_general(
-      query_bkih, key_bkhs, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
-    )
-    seen_bis = jnp.repeat(seen_bts, n // k, axis=1)
-    scores_bkis = jnp.where(seen_bis[:, None], scores_bkis * h**-0.5, MASKED)
-    weights_bkis = jax.nn.softmax(scores_bkis, axis=-1).astype(value_bksh.dtype)
-    mixed_bkih = jax.lax.dot_general(weights_bkis, value_bksh, (((3,), (2,)), ((0, 1), (0, 1))))
-    return mixed_bkih.reshape(b, k, t, n // k, h).swapaxes(1, 2).reshape(b, t, n, h)
+  def attend(self, layer: jax.Array, query_btnh: jax.Array, keys_bs: jax.Array, filled, stages=()) -> jax.Array:
+    """[B, T, N, H]: `decode_attention.attend` of one layer."""
+    return attend(query_btnh, self.keys_lbkhs, self.values_lbksh, layer, keys_bs, filled, stages=stages)
 
 
 def _keys(array_lbkhs: jax.Array) -> jax.Array:

@@ -86,9 +86,8 @@ def forward(
   Without a cache S = T: the keys are the tokens' own. With one, the T new keys and values are first written to slots
   [start, start + T), then the first S slots are attended: a prefill (S = T, from slot 0) reads its own keys, decode
   those slots up to its own or any number more. The T queries stand for the last T of the S slots and see none after
-  themselves (`attention`), so slots that are not written yet are told by `keys_bs`. `stages` spares reading them:
-
-      S = 2080, stages (288, 544, 1056)     a token written to slot 300 attends the first 544 slots
+  themselves (`attention`), so slots that are not written yet are told by `keys_bs`. `stages` spares reading them
+  (`decode_attention`).
 
   Args:
     model: parameters [L, ...] and architecture.
@@ -97,7 +96,7 @@ def forward(
     keys_bs: [B, S] bool, true where a slot holds a token. A query that sees none gives finite output.
     cache: None, or one of at least S slots.
     start: first slot to write; may be traced.
-    stages: numbers of slots, each a branch of the program; which of them (or S) is read follows from `start`. T = 1.
+    stages: numbers of slots, of which the first that holds those written, or S, is read where no kernel is.
     remat: recompute each layer in the backward pass instead of keeping its activations.
 
   Raises ValueError where the mask's shape does not fit.
@@ -124,7 +123,7 @@ def forward(
     if t == width:
       mixed_btnh = attend(query, key, value, keys_bs)
     else:
-      mixed_btnh = _attend_stage(cache, index, query, keys_bs, start + t, stages)
+      mixed_btnh = cache.attend(index, query, keys_bs, start + t, stages)
     return (layer(hidden_btd, mixed_btnh), cache), None
 
   # Inside a scan nothing can be merged across layers, so the barrier against it would only cost speed.
@@ -140,17 +139,6 @@ def _is_int8(x) -> bool:
 def _dequantize(params: nnx.State, dtype) -> nnx.State:
   """The parameters with those in int8 multiplied out."""
   return jax.tree.map(lambda x: qwix.dequantize(x).astype(dtype) if _is_int8(x) else x, params, is_leaf=_is_int8)
-
-
-def _attend_stage(cache: Cache, layer, query_btnh, keys_bs, filled, stages: tuple[int, ...]) -> jax.Array:
-  """[B, T, N, H]: the first of `stages` slots that hold `filled` are attended; all that the mask has are the last."""
-  widths = (*(stage for stage in sorted(stages) if stage < keys_bs.shape[1]), keys_bs.shape[1])
-
-  def branch(width: int):
-    return lambda cache, query_btnh: cache.attend(layer, query_btnh, keys_bs[:, :width])
-
-  stage = jnp.searchsorted(jnp.asarray(widths), filled, method="compare_all")
-  return jax.lax.switch(stage, [branch(width) for width in widths], cache, query_btnh)
 
 
 def logits(model: Model, tokens_bt) -> jax.Array:

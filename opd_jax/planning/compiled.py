@@ -30,7 +30,7 @@ class CompiledProgram:
       gave up for lack of memory, what it says was needed; where it was not asked, what the memory model says.
     flops: multiply-adds of its matrix products x 2, a chip's share of the whole mesh's.
     work: collectives and cycles; None without an executable.
-    predicted_seconds: cycles over the clock; communication and stalls are not in it. None where there are no cycles.
+    predicted_seconds: by `predict`; None where the compiler estimates nothing.
     too_large: for a chip, so that there is no executable.
   """
 
@@ -47,7 +47,7 @@ class CompiledProgram:
 
 def compile_program(table: ProgramTable, program: Program, topology: Topology) -> CompiledProgram:
   """Compiles `program` for the table's mesh. A program too large for its chip is a result, not an error."""
-  chips, hertz = topology.chips, topology.hertz
+  chips = topology.chips
   argument_bytes = bytes_on_chip(program.arguments)
   batch_bytes = bytes_on_chip(program.batch)
   traced = table.trace(program.name, program.bucket, *program.arguments)
@@ -77,9 +77,19 @@ def compile_program(table: ProgramTable, program: Program, topology: Topology) -
     ),
     flops=flops,
     work=work,
-    predicted_seconds=work.cycles / hertz if work.cycles and hertz else None,
+    predicted_seconds=predict(work, topology),
     too_large=False,
   )
+
+
+def predict(work: Work, topology: Topology) -> float | None:
+  """Seconds: cycles over the clock, and what kernels move over the memory's bandwidth; no communication, no stalls.
+
+  None where the compiler estimates no cycles, as on a CPU.
+  """
+  if not work.cycles or topology.hertz is None:
+    return None
+  return work.cycles / topology.hertz + work.kernel_bytes / topology.bandwidth
 
 
 def refused_program(table: ProgramTable, program: Program, chips: int, temp_bytes: int) -> CompiledProgram:

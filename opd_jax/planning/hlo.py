@@ -23,9 +23,10 @@ _CALLED = re.compile(r"\b(body|condition|calls|to_apply|branch_computations|true
 _NAMES = re.compile(r"%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_KERNEL_BYTES = re.compile(r'"cost_estimate":\{[^}]*"bytes_accessed":"(\d+)"')
 _ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]")
 _INTEGER = re.compile(r"^[su]\d+\[\]")
-_CYCLE = "cycle"
+_CYCLE, _KERNEL = "cycle", "kernel"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +37,13 @@ class Work:
     collectives: kind -> how many the program's text holds.
     collective_bytes: kind -> bytes of their results, each as often as it runs.
     cycles: estimated by the TPU compiler for its fusions, each as often as it runs; None where it gives none.
+    kernel_bytes: that Pallas kernels move by their own estimate (the compiler has none), each as often as it runs.
   """
 
   collectives: dict[str, int]
   collective_bytes: dict[str, int]
   cycles: int | None
+  kernel_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,8 @@ def read_work(text: str, open_trips: int) -> Work:
       found = _CYCLES.search(instruction.rest)
       if found and not fused:
         total[_CYCLE] += int(found[1])
+      if moved := _KERNEL_BYTES.search(instruction.rest):
+        total[_KERNEL] += int(moved[1])
       turns = _turns(instruction, computations, open_trips) if instruction.opcode == "while" else 1
       inside = fused or instruction.opcode == "fusion"  # what is inside a fusion is in the fusion's own cycles
       attributes = set(_CALLED.findall(instruction.rest))
@@ -90,6 +95,7 @@ def read_work(text: str, open_trips: int) -> Work:
     collectives={kind: count[kind] for kind in COLLECTIVES if count[kind]},
     collective_bytes={kind: total[kind] for kind in COLLECTIVES if total[kind]},
     cycles=total[_CYCLE] or None,
+    kernel_bytes=total[_KERNEL],
   )
 
 

@@ -23,7 +23,7 @@ from opd_jax.config import Config
 from opd_jax.distributed import make_mesh
 from opd_jax.distributed.topologies import Topology
 from opd_jax.errors import InputError
-from opd_jax.planning.compiled import CompiledProgram, bytes_on_chip, compile_program
+from opd_jax.planning.compiled import CompiledProgram, bytes_on_chip, compile_program, predict
 from opd_jax.planning.footprint import refused_by_model
 from opd_jax.planning.hlo import read_work
 from opd_jax.programs import ProgramTable
@@ -115,8 +115,8 @@ def _predicted(
   if not rollout.too_large:
     text = table.compile(programs[0].name, programs[0].bucket, *programs[0].arguments).as_text()
     for turns in _turns(programs[0].bucket):
-      cycles = read_work(text, open_trips=turns).cycles
-      wrote |= {turns: cycles / topology.hertz} if cycles else {}
+      seconds = predict(read_work(text, open_trips=turns), topology)
+      wrote |= {turns: seconds} if seconds else {}
   return WidthCost(programs[0].bucket, compile_seconds, wrote, update.predicted_seconds, True)
 
 

@@ -26,6 +26,7 @@ MODULE = """HloModule jit_f, is_scheduled=true
 %layers_body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %ag = (bf16[2,4]{1,0}, bf16[16,4]{1,0}, u32[]{:S(2)}) all-gather-start(%w), dimensions={0}
   %ag.done = bf16[16,4]{1,0} all-gather-done(%ag)
+  %k = f32[8]{0} custom-call(%ag.done), backend_config={"cost_estimate":{"flops":"7","bytes_accessed":"640"}}
   ROOT %f = f32[8]{0} fusion(%ag.done), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"100"}
 }
 
@@ -52,6 +53,7 @@ def test_text_is_counted_once_and_run_as_often_as_it_runs():
   layers = 3 + 10 * 28
   assert work.collective_bytes == {"all-gather": layers * 16 * 4 * 2, "all-reduce": 10 * 4}
   assert work.cycles == layers * 100  # what is inside a fusion is in the fusion's own number
+  assert work.kernel_bytes == layers * 640
 
 
 def test_a_compiled_scan_of_reductions():
