@@ -133,7 +133,8 @@ def sample_completions(
   def decode(rows: _Rows, t, written: _Written, cache: Cache) -> tuple[_Written, Cache]:
     """Column t of the rows, from the token before it."""
     slot = P - 1 + t
-    seen_rs = rows.slots_rs & (jnp.arange(stages[-1]) <= slot)
+    # A row that is done sees nothing: a kernel does not read its slots.
+    seen_rs = rows.slots_rs & (jnp.arange(stages[-1]) <= slot) & ~written.done_r[:, None]
     positions_r1 = (rows.length_r - 1 + t)[:, None]
     hidden_r1d, cache = forward(model, written.last_r[:, None], positions_r1, seen_rs, cache, slot, stages=stages)
     logits_rv = constrain(multiply_head(hidden_r1d[:, 0], head_vd), "batch", "vocab")

@@ -10,7 +10,7 @@ import collections
 import datetime
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 from rich import box
@@ -104,6 +104,16 @@ class StepProgress:
         self._accuracy = f"  acc {percent(score.accuracy)}"
     self.note(f"eval {label}  step {row['step']}  {row['model']} {_cell(score)}")
 
+  def pair(self, rows: Sequence[tuple[str, str, str, str]]) -> None:
+    """Student and teacher side by side: (aspect, student, teacher, what to do) each; the last stands below."""
+    table = _table(self._console, "", "student", "teacher")
+    for *cells, _ in rows:
+      table.add_row(*map(Text, cells))
+    self._console.print(table)
+    for aspect, _, _, advice in rows:
+      if advice:
+        self.note(f"{aspect}: {advice}")
+
   def note(self, message: str) -> None:
     """One line of its own, above the bar where there is one."""
     # Text, not markup: a data set's name may hold brackets.
@@ -117,8 +127,7 @@ def print_closing_table(run: RunRecord, stream: TextIO | None = None) -> None:
   console.print(Text(settings_line(run.config) or run.name, style="bold"))
   results = run.results()
   if results:
-    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2, pad_edge=False)
-    table.add_column("accuracy", overflow="fold")
+    table = _table(console, "accuracy")
     for name in ("before", "after", "teacher", "gap closed"):
       table.add_column(name, justify="right", no_wrap=True)
     for result in results:
@@ -127,6 +136,13 @@ def print_closing_table(run: RunRecord, stream: TextIO | None = None) -> None:
     console.print(table)
   for name, text in totals(run):
     console.print(Text(f"{name:<10} {text}"), soft_wrap=True)
+
+
+def _table(console: Console, *columns: str) -> Table:
+  table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2, pad_edge=False)
+  for name in columns:
+    table.add_column(name, overflow="fold")
+  return table
 
 
 def totals(run: RunRecord) -> list[tuple[str, str]]:

@@ -131,3 +131,17 @@ def test_the_closing_table_of_a_run_without_evaluation():
   run = RunRecord("bare", {}, "", ({"step": 1, "loss": None},), (), ())
   print_closing_table(run, stream)
   assert stream.getvalue().split("\n", 2)[2] == "generated  0 tokens in 1 steps\ncompiles   0 (0 unplanned)\n"
+
+
+def test_a_pair_is_shown_side_by_side_with_what_to_do_below():
+  stream = io.StringIO()
+  rows = [
+    ("ends an answer with", "'<|im_end|>'", "'</s>'", "leave it out of the loss"),
+    ("padding", "[pad]", "none", ""),
+  ]
+  with StepProgress(1, stream=stream) as progress:
+    progress.pair(rows)
+  lines = stream.getvalue().splitlines()
+  assert all(len(line) <= 80 for line in lines) and "[pad]" in stream.getvalue()
+  assert [line for line in lines if "'</s>'" in line and "'<|im_end|>'" in line]
+  assert lines[-1] == "ends an answer with: leave it out of the loss"
