@@ -32,7 +32,8 @@ from opd_jax.objectives import diverge as op
 from opd_jax.planning.compiled import matmul_flops
 from opd_jax.programs import ProgramTable
 from opd_jax.scoring import score
-from opd_jax.training.state import init_state, make_optimizer
+from opd_jax.training.batch import Batch
+from opd_jax.training.state import Frozen, init_state, make_optimizer
 from opd_jax.training.step import define_programs
 
 _HORIZONS = flags.DEFINE_list("horizons", ["16", "64", "128", "256"], "new tokens of a step; each is its own bucket")
@@ -103,7 +104,7 @@ def measure(H: int, student: models.Model, teacher: models.Model, rates: tuple[f
 
   def learn():
     nonlocal state
-    state, metrics = table.run("update", H, state, teacher, rollout)
+    state, metrics = table.run("update", H, state, Frozen(teacher), Batch(rollout))
     return metrics
 
   context = rollout.prompts_bp, rollout.prompt_mask_bp, rollout.completions_bs, rollout.completion_mask_bs

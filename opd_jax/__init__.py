@@ -4,7 +4,7 @@ The folders tell the life of one batch:
 
     config, horizon, divergence, telemetry     what is asked for, and the pure parts
     distributed, data, programs                the mesh, the prompts, the table of compiled programs
-    models                                     one decoder for student and teacher
+    decode_attention, models                   one decoder for student and teacher
     rollout                                    the student writes
     scoring, objectives, evaluation            the teacher reads; the loss; the marks
     training                                   state, step, checkpoint, loop

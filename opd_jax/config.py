@@ -18,9 +18,10 @@ from opd_jax.divergence import REPAIRS, SUPPORTS
 from opd_jax.errors import InputError, nearest
 
 DTYPES = ("float32", "bfloat16")
+STUDENT = "student"  # as teacher.path: a copy of the student
 SELECTIONS = ("", "entropy", "divergence")
 SCHEDULES = ("constant", "cosine", "linear")
-HORIZONS = ("full", "truncated", "progressive")
+HORIZONS = ("full", "truncated", "progressive", "reliability", "random")
 _MOST_STEPS, _LONGEST = 1_000_000, 2**20  # schedules and ladders are written out
 _MOST_COMPACTIONS = 4  # to a sixteenth of the rows: beyond it a step costs its weights alone
 
@@ -34,16 +35,26 @@ class Student:
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-  path: str = ""
+  path: str = ""  # as the student's, or "student": a copy of the student as it came (self-distillation)
   dtype: str = "float32"  # of its weights and its computation
   int8: bool = False  # its layers' weights as int8, one scale per output channel; the KL it costs is printed at start
+  # With path "student": after each update the copy moves this share of the way to the student (SDPO: 0.05); 0: frozen.
+  # It is part of the checkpoint, and its weights are float32 whatever the dtype of its computation.
+  ema: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  path: str = ""  # a third model that objective.kind=extrapolated compares with, path as the student's; "": none
+  dtype: str = "float32"  # of its weights and its computation
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
   path: str = ""  # JSONL, parquet or a prepared TFDS folder
   prompt_field: str = "prompt"  # dotted path to a string or a list of chat messages
-  answer_field: str = ""  # dotted path to the reference answer; "" for none (training needs none)
+  answer_field: str = ""  # dotted path to the reference answer; "" for none (needed by objective.dataset_share alone)
+  teacher_prompt_field: str = ""  # dotted path to a prompt that the teacher sees instead; "": the student's
   chat: bool = True  # a plain-string prompt becomes a user message where the tokenizer has a chat template
   limit: int = 0  # read at most this many prompts; 0 for all
 
@@ -53,6 +64,7 @@ class Rollout:
   prompts_per_step: int = 32
   samples_per_prompt: int = 1  # completions of each prompt; they share one prefill
   max_prompt: int = 256  # tokens; longer prompts are dropped and counted
+  max_teacher_prompt: int = 0  # likewise of data.teacher_prompt_field; 0: as max_prompt
   temperature: float = 1.0  # of sampling
   top_p: float = 1.0
   top_k: int = 0  # 0: off
@@ -64,12 +76,15 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True)
 class HorizonConfig:
-  kind: str = "full"  # full (OPD), truncated (TOPD), progressive (POPD)
+  # full (OPD), truncated (TOPD), progressive (POPD), reliability (grows as the signal allows), random (a rung drawn at
+  # each step, tokens weighted so that the expected gradient is the full horizon's, NAT)
+  kind: str = "full"
   max: int = 128  # T: new tokens of a full rollout and of every evaluation
   rho: float = 0.25  # truncated: the share of T
-  start: int = 16  # progressive: H = min(T, start + increment * floor(step / every))
+  start: int = 16  # progressive: H = min(T, start + increment * floor(step / every)); reliability, random: least rung
   increment: int = 16
-  every: int = 10
+  every: int = 10  # reliability: steps between two decisions
+  ratio: float = 1.5  # reliability: up a rung where the last eighth's divergence is at most so many times the rest's
   # The widths that programs are compiled for: powers_of_two, linear(512), geometric(1.5), the rungs themselves (64,
   # 128), or auto: the least total time for the schedule by a model of costs (`plan --compare-buckets` has real ones).
   buckets: str | tuple[int, ...] = "powers_of_two"
@@ -80,14 +95,23 @@ class HorizonConfig:
       return horizons.truncated(self.max, self.rho)
     if self.kind == "progressive":
       return horizons.progressive(self.max, self.start, self.increment, self.every)
+    if self.kind == "reliability":
+      return horizons.reliability(self.rungs(), self.max, self.start, self.every, self.ratio)
+    if self.kind == "random":
+      return horizons.random_prefix(self.rungs(), self.max, self.start)
     return horizons.full(self.max)
+
+  def rungs(self) -> tuple[int, ...]:
+    """The ladder of a policy other than `auto`."""
+    return horizons.ladder_rule(self.buckets)(self.max) if isinstance(self.buckets, str) else self.buckets
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
   # A term or a sum of terms such as "sampled + 0.1 * forward_kl". Each field below says which terms read it.
-  # KL(student||teacher) is reverse_kl; also forward_kl, jsd, sampled (the papers' OPD baseline), lsm, lsm_student,
-  # lsm_teacher, head_tail_student, head_tail_teacher, entropy_aware, and what was registered (`objectives.register`).
+  # KL(student||teacher) is reverse_kl; also forward_kl, jsd, sampled (the papers' OPD baseline), extrapolated (G-OPD),
+  # lsm, lsm_student, lsm_teacher, head_tail_student, head_tail_teacher, entropy_aware, and what was registered
+  # (`objectives.register`).
   kind: str = "reverse_kl"
   temperature: float = 1.0  # divides the student's logits in the loss
   teacher_temperature: float = 0.0  # divides the teacher's; 0: the same
@@ -95,10 +119,15 @@ class Objective:
   support: str = ""  # reverse_kl, forward_kl: on what the teacher, the student or either (union) ranks highest; "": all
   top_k: int = 32  # entries of a support: those two, lsm..., head_tail..., entropy_aware
   repair: str = "renormalize"  # what makes the truncated sum sound: also tail, generalized, score_tail, ...
-  gamma: float = 0.0  # sampled, entropy_aware: of the return-to-go; 0 is token-level, 1 sequence-level
-  clip: float = 0.0  # sampled, entropy_aware: of PPO's ratio to the log-prob when written; 0: off, as all is on policy
+  # Each row of a step is with this probability the data set's answer instead of what the student wrote, which is thrown
+  # away: GKD's 1 - lambda. Needs data.answer_field, and terms that do not ask for the student's own tokens.
+  dataset_share: float = 0.0
+  # The next four: sampled, extrapolated, entropy_aware.
+  gamma: float = 0.0  # of the return-to-go; 0 is token-level, 1 sequence-level
+  clip: float = 0.0  # of PPO's ratio to the log-prob when written; 0: off, as all is on policy
   dual_clip: float = 0.0  # with clip: the most by which a negative advantage may count; 0: off
-  largest_advantage: float = 0.0  # sampled, entropy_aware: advantages are cut there; 0: off
+  largest_advantage: float = 0.0  # advantages are cut there; 0: off
+  extrapolation: float = 1.25  # extrapolated: lambda of lambda log(teacher/reference) - log(student/reference)
   entropy_above: float = 0.8  # entropy_aware: nats of the teacher's entropy from which its top-K is taught as well
   # Tokens that do not train, as texts of single tokens: the first of each in a response, or all of them.
   mask_first: tuple[str, ...] = ()
@@ -173,6 +202,7 @@ class Config:
   steps: int = 100
   student: Student = Student()
   teacher: Teacher = Teacher()
+  reference: Reference = Reference()
   data: Data = Data()
   rollout: Rollout = Rollout()
   horizon: HorizonConfig = HorizonConfig()
@@ -189,12 +219,22 @@ class Config:
     """Completions of one step."""
     return self.rollout.prompts_per_step * self.rollout.samples_per_prompt
 
+  @property
+  def teacher_path(self) -> str:
+    """Where the teacher's weights are: the student's own where it is a copy of it."""
+    return self.student.path if self.teacher.path == STUDENT else self.teacher.path
+
+  @property
+  def teacher_prompt(self) -> int:
+    """Columns of the teacher's prompts; 0 where it sees the student's."""
+    longest = self.rollout.max_teacher_prompt or self.rollout.max_prompt
+    return longest if self.data.teacher_prompt_field else 0
+
   def ladder(self) -> tuple[int, ...]:
     """The buckets that a horizon of this run may compile to, ascending."""
-    buckets = self.horizon.buckets
-    if buckets == "auto":
+    if self.horizon.buckets == "auto":
       return horizons.auto_ladder(self.horizon.build(), self.steps, self.rollout.max_prompt)
-    return horizons.ladder_rule(buckets)(self.horizon.max) if isinstance(buckets, str) else buckets
+    return self.horizon.rungs()
 
   def bucket(self, H: int) -> int:
     return horizons.bucket_for(H, self.ladder())
@@ -328,6 +368,7 @@ def _check(config: Config) -> None:
   for name, value, choices in (
     ("student.dtype", c.student.dtype, DTYPES),
     ("teacher.dtype", c.teacher.dtype, DTYPES),
+    ("reference.dtype", c.reference.dtype, DTYPES),
     ("horizon.kind", c.horizon.kind, HORIZONS),
     ("objective.support", c.objective.support, ("", *SUPPORTS)),
     ("objective.repair", c.objective.repair, REPAIRS),
@@ -343,11 +384,20 @@ def _check(config: Config) -> None:
     (0 <= c.seed < 2**31, "seed", "from 0 to 2^31 - 1"),
     (bool(c.student.path), "student.path", "a Hugging Face folder or hub id"),
     (bool(c.teacher.path), "teacher.path", "a Hugging Face folder or hub id"),
+    (0 <= c.teacher.ema <= 1, "teacher.ema", "from 0 (frozen) to 1"),
+    (c.teacher.ema == 0 or c.teacher.path == STUDENT, "teacher.ema", f"0 unless teacher.path is {STUDENT!r}"),
+    (c.teacher.ema == 0 or not c.teacher.int8, "teacher.int8", "false under teacher.ema: what moves is not in int8"),
     (bool(c.data.path), "data.path", "a JSONL or parquet file of prompts"),
     (c.data.limit >= 0, "data.limit", "0 (all) or more"),
     (c.rollout.prompts_per_step >= 1, "rollout.prompts_per_step", positive),
     (c.rollout.samples_per_prompt >= 1, "rollout.samples_per_prompt", positive),
     (c.rollout.max_prompt >= 1, "rollout.max_prompt", positive),
+    (c.rollout.max_teacher_prompt >= 0, "rollout.max_teacher_prompt", "0 (as max_prompt) or more"),
+    (
+      c.rollout.max_teacher_prompt == 0 or bool(c.data.teacher_prompt_field),
+      "rollout.max_teacher_prompt",
+      "0 where data.teacher_prompt_field is empty",
+    ),
     (c.rollout.temperature >= 0, "rollout.temperature", "0 (greedy) or more"),
     (0 < c.rollout.top_p <= 1, "rollout.top_p", "above 0 and at most 1"),
     (c.rollout.top_k >= 0, "rollout.top_k", "0 (off) or more"),
@@ -356,13 +406,30 @@ def _check(config: Config) -> None:
     (c.horizon.max <= _LONGEST, "horizon.max", f"at most {_LONGEST:,}"),
     (0 < c.horizon.rho <= 1, "horizon.rho", "above 0 and at most 1"),
     (1 <= c.horizon.start, "horizon.start", positive),
-    (c.horizon.kind != "progressive" or c.horizon.start <= c.horizon.max, "horizon.start", "at most horizon.max"),
+    (
+      c.horizon.kind not in ("progressive", "reliability", "random") or c.horizon.start <= c.horizon.max,
+      "horizon.start",
+      "at most horizon.max",
+    ),
+    (c.horizon.ratio > 0, "horizon.ratio", "above 0"),
+    (
+      c.horizon.kind not in ("reliability", "random") or c.horizon.buckets != "auto",
+      "horizon.buckets",
+      "a rule or rungs where horizon.kind is reliability or random: it moves among them",
+    ),
     (c.horizon.increment >= 1, "horizon.increment", positive),
     (c.horizon.every >= 1, "horizon.every", positive),
     ("jsd" not in c.objective.kind or 0 < c.objective.beta < 1, "objective.beta", "above 0 and below 1"),
     (c.objective.temperature > 0, "objective.temperature", "above 0"),
     (c.objective.teacher_temperature >= 0, "objective.teacher_temperature", "above 0, or 0 (as objective.temperature)"),
     (c.objective.top_k >= 1, "objective.top_k", positive),
+    (0 <= c.objective.dataset_share <= 1, "objective.dataset_share", "from 0 to 1"),
+    (
+      c.objective.dataset_share == 0 or bool(c.data.answer_field),
+      "data.answer_field",
+      "the field of the answers that objective.dataset_share mixes in",
+    ),
+    (c.objective.extrapolation >= 0, "objective.extrapolation", "0 or more"),
     (0 <= c.objective.gamma <= 1, "objective.gamma", "from 0 to 1"),
     (0 <= c.objective.clip < 1, "objective.clip", "0 (off) or more, and below 1"),
     (c.objective.dual_clip == 0 or c.objective.dual_clip > 1, "objective.dual_clip", "0 (off) or above 1"),

@@ -1,4 +1,4 @@
-"""Marks the newest checkpoint of a run, and its teacher where that has no marks yet; rows go to eval.jsonl.
+"""Marks the newest checkpoint of a run, and a teacher of its own where that has no marks yet; rows go to eval.jsonl.
 
 python -m opd_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -6,7 +6,7 @@ python -m opd_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickst
 import sys
 
 from opd_jax import command_line
-from opd_jax.config import Config
+from opd_jax.config import STUDENT, Config
 from opd_jax.errors import InputError
 from opd_jax.programs import use_compilation_cache
 from opd_jax.telemetry.console import print_closing_table
@@ -24,7 +24,7 @@ def main(config: Config) -> None:
   # Nothing is dropped: the rows of a run that is still going on are its own.
   with RunLog(run.workdir, resume_step=sys.maxsize, tensorboard=False) as log:
     evaluations = run.evaluator(student, "student", step)
-    if not any(row["model"] == "teacher" for row in log.evaluations):
+    if config.teacher.path != STUDENT and not any(row["model"] == "teacher" for row in log.evaluations):
       teacher, _ = load_teacher(run)
       evaluations += run.evaluator(teacher, "teacher", step)
     for evaluation in evaluations:

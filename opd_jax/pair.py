@@ -1,4 +1,4 @@
-"""A student and its teacher as far as they share: token ids, ids that end an answer, and how many ids there are.
+"""A student and what scores it as far as they share: token ids, ids that end an answer, and how many ids there are.
 
 Nothing here reads a weight, so a pair that cannot work together is refused in seconds.
 """
@@ -12,13 +12,13 @@ from opd_jax.models import Architecture, read_architecture
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """What both models agree on.
+  """What student and teacher agree on, and the reference with them where there is one.
 
   Attributes:
-    tokenizer: the student's; the teacher's gives every id the same text.
+    tokenizer: the student's; the others' give every id the same text.
     eos_ids: ids that end the student's answer.
-    vocab_size: ids that have a text; both heads may be padded beyond.
-    student, teacher: architectures.
+    vocab_size: ids that have a text; heads may be padded beyond.
+    student, teacher, reference: architectures.
   """
 
   tokenizer: Tokenizer
@@ -26,17 +26,21 @@ class Pair:
   vocab_size: int
   student: Architecture
   teacher: Architecture
+  reference: Architecture | None = None
 
 
-def open_pair(student_path: str, teacher_path: str) -> Pair:
-  """Reads config.json and tokenizer of both folders (or hub ids). Raises InputError where they do not go together."""
-  student, teacher = read_architecture(student_path), read_architecture(teacher_path)
+def open_pair(student_path: str, teacher_path: str, reference_path: str = "") -> Pair:
+  """Reads config.json and tokenizer of the folders (or hub ids). Raises InputError where they do not go together."""
+  others = {"teacher": teacher_path} | ({"reference": reference_path} if reference_path else {})
+  paths = {"student": student_path} | others
+  architectures = {role: read_architecture(path) for role, path in paths.items()}
   tokenizer = load_tokenizer(student_path)
-  check_pair(tokenizer, load_tokenizer(teacher_path))
-  for path, architecture in ((student_path, student), (teacher_path, teacher)):
-    if tokenizer.size > architecture.vocab_size:
+  for role, path in others.items():
+    check_pair(tokenizer, load_tokenizer(path), role)
+  for role, path in paths.items():
+    if tokenizer.size > architectures[role].vocab_size:
       raise InputError(
         f"{path}: its tokenizer has {tokenizer.size} ids, but config.json gives the model only "
-        f"{architecture.vocab_size}: the tokenizer belongs to another model"
+        f"{architectures[role].vocab_size}: the tokenizer belongs to another model"
       )
-  return Pair(tokenizer, stop_ids(student_path, tokenizer), tokenizer.size, student, teacher)
+  return Pair(tokenizer, stop_ids(student_path, tokenizer), tokenizer.size, **architectures)

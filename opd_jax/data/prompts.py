@@ -25,13 +25,18 @@ class PromptSet:
     token_ids: ids of each prompt, template and special tokens included.
     answers: the reference answer of each prompt as text; empty strings where the file has no answer field.
     texts: each prompt as plain text, for people to read.
-    dropped_long: how many prompts were left out because they have more tokens than the limit.
+    dropped_long: how many prompts were left out because they, or the teacher's in their place, have more tokens than
+      their limit.
+    answer_ids: ids of each answer as if it had been written, its end included; empty where not asked for.
+    teacher_ids: ids of the prompt that the teacher sees instead; empty where not asked for.
   """
 
   token_ids: tuple[tuple[int, ...], ...]
   answers: tuple[str, ...]
   texts: tuple[str, ...]
   dropped_long: int
+  answer_ids: tuple[tuple[int, ...], ...] = ()
+  teacher_ids: tuple[tuple[int, ...], ...] = ()
 
   def __len__(self) -> int:
     return len(self.token_ids)
@@ -46,6 +51,9 @@ def read_prompts(
   max_prompt: int,
   chat: bool = True,
   limit: int = 0,
+  stop_ids: Sequence[int] = (),
+  teacher_field: str = "",
+  max_teacher: int = 0,
 ) -> PromptSet:
   """Reads a prompt file.
 
@@ -58,38 +66,50 @@ def read_prompts(
     max_prompt: longest prompt kept, in tokens.
     chat: use the tokenizer's chat template where it has one.
     limit: stop after this many kept prompts; 0 reads all.
+    stop_ids: ids that end an answer; with them the answers are tokenized too.
+    teacher_field: dotted path of a prompt that the teacher sees instead; "" where there is none.
+    max_teacher: longest of those kept, in tokens.
 
   Raises:
     InputError: the file, a row of it or a field is missing or malformed, or no prompt fits.
   """
-  token_ids, answers, texts, dropped, shortest = [], [], [], 0, None
-  fields = [field for field in (prompt_field, answer_field) if field]
-  for place, row in read_rows(path, fields):
-    prompt = _checked_prompt(look_up(row, prompt_field, place), prompt_field, place)
+  fields, limits = zip((prompt_field, max_prompt), *([(teacher_field, max_teacher)] if teacher_field else []))
+  kept, answers, texts, dropped, shortest = [], [], [], 0, None
+  for place, row in read_rows(path, [*fields, *filter(None, [answer_field])]):
+    prompts = [_checked_prompt(look_up(row, field, place), field, place) for field in fields]
     answer = _checked_answer(look_up(row, answer_field, place), answer_field, place) if answer_field else ""
     try:
-      ids = tokenizer.encode_prompt(prompt, chat)
+      ids = [tuple(tokenizer.encode_prompt(prompt, chat)) for prompt in prompts]
+      written = tokenizer.encode_answer(prompts[0], answer, stop_ids, chat) if stop_ids else ()
     except InputError as error:
       raise InputError(f"{place}: {error}") from error
-    if not ids:
-      raise InputError(f"{place}: the prompt in `{prompt_field}` is empty")
-    shortest = len(ids) if shortest is None else min(shortest, len(ids))
-    if len(ids) > max_prompt:
+    for field, prompt in zip(fields, ids):
+      if not prompt:
+        raise InputError(f"{place}: the prompt in `{field}` is empty")
+    lengths = [len(prompt) for prompt in ids]
+    shortest = [min(pair) for pair in zip(lengths, shortest or lengths)]
+    if any(length > most for length, most in zip(lengths, limits)):
       dropped += 1
       continue
-    token_ids.append(tuple(ids))
+    kept.append((*ids, tuple(written)))
     answers.append(answer)
-    texts.append(prompt_text(prompt))
-    if len(token_ids) == limit:
+    texts.append(prompt_text(prompts[0]))
+    if len(texts) == limit:
       break
   if shortest is None:
     raise InputError(f"{path} is empty: it has no rows")
-  if not token_ids:
-    raise InputError(
-      f"no prompt of {path} is short enough: the shortest has {shortest} tokens, the limit is {max_prompt}; "
-      "raise the limit"
-    )
-  return PromptSet(tuple(token_ids), tuple(answers), tuple(texts), dropped)
+  if not texts:
+    numbers = [f"the shortest has {length} tokens, the limit is {most}" for length, most in zip(shortest, limits)]
+    raise InputError(f"no prompt of {path} is short enough: {', the teacher: '.join(numbers)}; raise the limit")
+  token_ids, *teacher_ids, answer_ids = zip(*kept)
+  return PromptSet(
+    token_ids,
+    tuple(answers),
+    tuple(texts),
+    dropped,
+    answer_ids if stop_ids else (),
+    teacher_ids[0] if teacher_field else (),
+  )
 
 
 def order(count: int, seed: int, position: int, take: int) -> np.ndarray:

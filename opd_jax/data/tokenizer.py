@@ -47,11 +47,44 @@ class Tokenizer:
     Raises:
       InputError: the template refuses the messages.
     """
-    if not (chat and self.hf.chat_template):
+    if not self._templated(chat):
       return self.hf(prompt_text(prompt), verbose=False)["input_ids"]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return self._templated_ids(_messages(prompt), begin_turn=True)
+
+  def encode_answer(
+    self, prompt: str | Sequence[dict[str, str]], answer: str, stop_ids: Sequence[int], chat: bool = True
+  ) -> list[int]:
+    """Token ids of an answer to a prompt as if the model had written it, with the id that ends it.
+
+        encode_prompt    <|im_start|> user ... <|im_start|> assistant |
+        encode_answer                                                 | 4 2 <|im_end|>      (a template's "\\n" is cut)
+
+    Args:
+      prompt, chat: as in `encode_prompt`, whose ids come before these.
+      answer: plain text.
+      stop_ids: ids that end an answer, at least one; nothing follows the first of them. Where the template, or the text
+        without one, has none, the tokenizer's end-of-sequence id is added, or the first of these.
+    """
+    ids = None
+    if self._templated(chat):
+      begun = self.encode_prompt(prompt, chat)
+      whole = self._templated_ids([*_messages(prompt), {"role": "assistant", "content": answer}], begin_turn=False)
+      if whole[: len(begun)] == begun:  # some templates open a turn with what they leave out of a finished one
+        ids = whole[len(begun) :]
+    if ids is None:
+      ids = self.hf(answer, add_special_tokens=False, verbose=False)["input_ids"]
+    end = next((i for i, token in enumerate(ids) if token in stop_ids), None)
+    if end is not None:
+      return ids[: end + 1]
+    eos = self.hf.eos_token_id
+    return [*ids, eos if eos in stop_ids else stop_ids[0]]
+
+  def _templated(self, chat: bool) -> bool:
+    return bool(chat and self.hf.chat_template)
+
+  def _templated_ids(self, messages: list[dict[str, str]], begin_turn: bool) -> list[int]:
     try:
-      return self.hf.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+      return self.hf.apply_chat_template(messages, add_generation_prompt=begin_turn, tokenize=True, return_dict=False)
     except (TemplateError, TypeError, ValueError) as error:
       raise InputError(
         f"the chat template of {self.hf.name_or_path} does not take this prompt: {error}; "
@@ -81,6 +114,10 @@ class Tokenizer:
 def prompt_text(prompt: str | Sequence[dict[str, str]]) -> str:
   """A prompt as plain text: itself, or the contents of its messages joined by blank lines."""
   return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
+
+
+def _messages(prompt: str | Sequence[dict[str, str]]) -> list[dict[str, str]]:
+  return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
@@ -132,24 +169,25 @@ def stop_ids(path: str | os.PathLike, tokenizer: Tokenizer) -> tuple[int, ...]:
   return tuple(sorted(ids))
 
 
-def check_pair(student: Tokenizer, teacher: Tokenizer) -> None:
-  """Refuses a teacher that means another text by the same id: every divergence compares the two id by id.
+def check_pair(student: Tokenizer, other: Tokenizer, role: str = "teacher") -> None:
+  """Refuses a model that means another text by the same id: every divergence compares the two id by id.
 
-  Only tokenizers count. Heads padded to different widths are no difference.
+  `role`: what the other model is to the student. Only tokenizers count; heads padded to different widths are no
+  difference.
 
   Raises:
     InputError: names the first ids that differ, and the sizes where they do.
   """
-  texts = [{token: text for text, token in each.hf.get_vocab().items()} for each in (student, teacher)]
-  differing = [i for i in range(max(student.size, teacher.size)) if texts[0].get(i) != texts[1].get(i)]
+  texts = [{token: text for text, token in each.hf.get_vocab().items()} for each in (student, other)]
+  differing = [i for i in range(max(student.size, other.size)) if texts[0].get(i) != texts[1].get(i)]
   if not differing:
     return
   shown = ", ".join(
     f"id {i}: " + " / ".join(repr(text[i]) if i in text else "none" for text in texts)
     for i in differing[:_SHOWN_DIFFERENCES]
   )
-  sizes = f" (sizes {student.size} / {teacher.size})" if student.size != teacher.size else ""
+  sizes = f" (sizes {student.size} / {other.size})" if student.size != other.size else ""
   raise InputError(
-    f"student and teacher tokenizers differ in {len(differing)} ids{sizes}: {shown}; "
-    "choose a teacher with the student's tokenizer"
+    f"student and {role} tokenizers differ in {len(differing)} ids{sizes}: {shown}; "
+    f"choose a {role} with the student's tokenizer"
   )

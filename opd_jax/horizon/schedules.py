@@ -36,6 +36,11 @@ class Horizon:
     del diagnostics
     return state
 
+  @property
+  def reached(self) -> tuple[tuple[int, float], ...]:
+    """(length, probability that a step's horizon is at least that) where horizons are drawn; else empty."""
+    return ()
+
   def distinct(self, steps: int) -> Iterator[int]:
     """The different horizons of steps 0 .. steps - 1, in the order in which they come."""
     seen = set()

@@ -9,7 +9,9 @@ head_tail_student, ..._teacher   sum over the top-K of p log(p/q), and the writt
 import dataclasses
 
 from opd_jax import config as configs
-from opd_jax.objectives.term import Call, Signals, register
+from opd_jax.objectives.term import OWN_TOKENS, Call, Signals, register
+
+_SAMPLED_TAILS = ("score_tail", "head_tail")  # repairs that estimate what is off the support from the written token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,9 @@ class Matching:
   repair: str | None = None
   with_sampled: bool = False
 
-  needs = frozenset()
+  @property
+  def needs(self) -> frozenset[str]:
+    return frozenset({OWN_TOKENS} if self.repair in _SAMPLED_TAILS else ())
 
   def calls(self, signals: Signals) -> tuple[Call, ...]:
     return (Call(signals.weights_bs, **dataclasses.asdict(self)),)

@@ -29,12 +29,15 @@ class Loss(NamedTuple):
 
   Attributes:
     value: [] with its gradient, in the student's reading.
-    signals: of the tokens that were looked at, which are fewer columns under a selection.
+    student, teacher: readings of the tokens that were looked at, which are fewer columns under a selection.
+    signals: of those tokens.
     result: of the first call of the op, [B, S] a field.
     metrics: what the terms show, means over the valid tokens.
   """
 
   value: jax.Array
+  student: Reading
+  teacher: Reading
   signals: Signals
   result: Divergence
   metrics: Metrics
@@ -85,7 +88,7 @@ class Objective:
         value += factor * results[-1].loss
         shown |= call.shown
     metrics = {name: Ratio.of(values_bs, signals.mask_bs) for name, values_bs in shown.items()}
-    return Loss(value, signals, jax.lax.stop_gradient(results[0]), metrics)
+    return Loss(value, student, teacher, signals, jax.lax.stop_gradient(results[0]), metrics)
 
   @property
   def _temperatures(self) -> tuple[float, float]:

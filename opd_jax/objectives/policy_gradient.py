@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from opd_jax import config as configs
-from opd_jax.objectives.term import REFERENCE, SCORES, Call, Signals, register
+from opd_jax.objectives.term import OWN_TOKENS, REFERENCE, SCORES, Call, Signals, register
 
 _LARGEST_LOG_RATIO = 20.0  # exp of more would only be cut off by a clip
 
@@ -45,11 +45,11 @@ class PolicyGradient:
   @property
   def needs(self) -> frozenset[str]:
     if self == PolicyGradient():
-      return frozenset()  # r_t itself is what the op takes where it is told no advantage
-    return frozenset({SCORES} if self.extrapolation == 1 else {SCORES, REFERENCE})
+      return frozenset({OWN_TOKENS})  # r_t itself is what the op takes where it is told no advantage
+    return frozenset({OWN_TOKENS, SCORES} if self.extrapolation == 1 else {OWN_TOKENS, SCORES, REFERENCE})
 
   def calls(self, signals: Signals) -> tuple[Call, ...]:
-    if not self.needs:
+    if SCORES not in self.needs:
       return (Call(signals.weights_bs, "sampled"),)
     new_bs = signals.student_logprob_bs
     old_bs = signals.behaviour_logprob_bs if self.clip else new_bs

@@ -28,6 +28,7 @@ from opd_jax.errors import InputError, nearest
 
 SCORES = "scores"  # log-probs of the written tokens, entropies and the divergence, of both models: one forward pass
 REFERENCE = "reference"  # log-probs of the written tokens by a third model, the reference
+OWN_TOKENS = "own_tokens"  # every token was drawn by the student: no row is the data set's answer
 
 
 @jax.tree_util.register_dataclass
@@ -37,10 +38,11 @@ class Signals:
 
   Attributes:
     tokens_bs: int32, the completions.
+    positions_bs: int32, columns of the completion, from 0.
     mask_bs: bool, true on a completion's tokens.
     weights_bs: of each token in the loss; 0 off the mask. Over the global batch they sum to 1, unless positions are
       weighted.
-    behaviour_logprob_bs: of each token when it was written (`rollout.Rollout`).
+    behaviour_logprob_bs: of each token when it was written (`rollout.Rollout`); 0 in a row from the data set.
     behaviour_entropy_bs: of the student when it wrote the token, nats; None unless the rollout has it.
     student_logprob_bs, teacher_logprob_bs: SCORES; of each token at the temperatures of the loss, in nats.
     student_entropy_bs, teacher_entropy_bs: SCORES; nats.
@@ -49,6 +51,7 @@ class Signals:
   """
 
   tokens_bs: jax.Array
+  positions_bs: jax.Array
   mask_bs: jax.Array
   weights_bs: jax.Array
   behaviour_logprob_bs: jax.Array
@@ -90,7 +93,7 @@ class Term(Protocol):
   """Part of an objective.
 
   Attributes:
-    needs: SCORES, REFERENCE, both or neither.
+    needs: any of SCORES, REFERENCE and OWN_TOKENS.
   """
 
   needs: frozenset[str]

@@ -14,7 +14,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from opd_jax import config as configs
+from opd_jax.config import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +28,16 @@ class TokenWeights:
     slope: -2 .. 2; a token's weight goes in a straight line from 1 - slope / 2 at the first column to 1 + slope / 2 at
       the last that the batch's longest completion reaches (later tokens weighted up: arXiv 2605.21606).
     share: of a response's tokens that are selected later (`selection`); all count for the divisor as they will.
+    reached: (length, probability that a step's horizon is at least that) ascending, of a horizon that is drawn
+      (`horizon.RandomPrefix`): a token weighs one over the probability that its column is reached, over rows times the
+      greatest length.
   """
 
   first_of: tuple[int, ...] = ()
   all_of: tuple[int, ...] = ()
   slope: float = 0.0
   share: float = 1.0
+  reached: tuple[tuple[int, float], ...] = ()
 
   def __call__(self, tokens_bs: jax.Array, mask_bs: jax.Array) -> jax.Array:
     """float32 [B, S], 0 off the mask and on tokens left out. Without a slope they sum to 1 over the tokens that will
@@ -46,6 +50,11 @@ class TokenWeights:
     kept_bs = mask_bs & ~self.left_out(tokens_bs, mask_bs)
     count = selected(kept_bs.sum(axis=1), self.share).sum()
     weights_bs = kept_bs.astype(jnp.float32) / jnp.maximum(count, 1)
+    if self.reached:
+      lengths, probabilities = map(jnp.asarray, zip(*self.reached, strict=True))
+      rung_s = jnp.searchsorted(lengths, jnp.arange(mask_bs.shape[1]), side="right")
+      seldom_s = 1 / probabilities[jnp.minimum(rung_s, len(lengths) - 1)]
+      weights_bs = kept_bs * seldom_s / (mask_bs.shape[0] * self.reached[-1][0])
     if not self.slope:
       return weights_bs
     last = jnp.maximum(mask_bs.sum(axis=1).max() - 1, 1)
@@ -62,12 +71,11 @@ class TokenWeights:
     return out_bs
 
 
-def make_token_weights(
-  config: configs.Objective, first_of: tuple[int, ...] = (), all_of: tuple[int, ...] = ()
-) -> TokenWeights:
-  """Those of a config, with the ids of its `mask_first` and `mask_all`."""
-  share = config.select_share if config.select_by else 1.0
-  return TokenWeights(first_of, all_of, config.position_slope, share)
+def make_token_weights(config: Config, first_of: tuple[int, ...] = (), all_of: tuple[int, ...] = ()) -> TokenWeights:
+  """Those of a config, with the ids of its objective's `mask_first` and `mask_all`."""
+  c = config.objective
+  share = c.select_share if c.select_by else 1.0
+  return TokenWeights(first_of, all_of, c.position_slope, share, config.horizon.build().reached)
 
 
 def selected(kept_b: jax.Array, share: float) -> jax.Array:

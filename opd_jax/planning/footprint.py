@@ -1,6 +1,6 @@
 """Bytes of one chip: by role, exactly, from shapes and shardings; and temporaries, roughly, without a compiler.
 
-    all through a run     student (float32 master) | optimizer | teacher
+    all through a run     student (float32 master) | optimizer | teacher (and reference)
     while a program runs                                             + batch + temporaries (a rollout's hold its cache)
     while an update runs                                             + the next rollout's weights, already asked for
 
@@ -33,7 +33,7 @@ _HOPELESS = 3  # times a chip's memory: a program whose modelled temporaries are
 
 @dataclasses.dataclass(frozen=True)
 class Resident:
-  """Bytes of one chip that are taken all through a run."""
+  """Bytes of one chip that are taken all through a run; `teacher` is all that is scored beside the student."""
 
   student: int
   optimizer: int
@@ -64,9 +64,10 @@ class Footprint:
 
 
 def resident(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> Resident:
-  """What both models and the optimizer take of each chip."""
-  state, teacher = abstract_models(config, models, mesh)
-  return Resident(bytes_on_chip(state.student), bytes_on_chip((state.opt_state, state.step)), bytes_on_chip(teacher))
+  """What the models and the optimizer take of each chip."""
+  state, frozen = abstract_models(config, models, mesh)
+  optimizer, scored = (state.opt_state, state.step), (state.teacher, frozen)
+  return Resident(bytes_on_chip(state.student), bytes_on_chip(optimizer), bytes_on_chip(scored))
 
 
 def cache_bytes(config: Config, models: Architectures, program: Program, mesh: Mesh | AbstractMesh) -> int:
@@ -161,17 +162,22 @@ def _generating(config: Config, models: Architectures, program: Program, mesh: M
 
 
 def _updating(config: Config, models: Architectures, program: Program, mesh: Mesh | AbstractMesh) -> Temporaries:
-  """Weights, gradients and both heads gathered; what the backward pass keeps and one layer of either model."""
+  """Weights, gradients and heads gathered; what the backward pass keeps and one layer of any one model."""
   student, teacher = models.student, models.teacher
   tensor, parts, width = _cut(mesh, config.student.dtype)
   _, _, teacher_width = _cut(mesh, config.teacher.dtype)
+  _, _, reference_width = _cut(mesh, config.reference.dtype)
   rows = -(-program.rows // config.optimizer.micro_batches // parts)
   T = config.rollout.max_prompt + program.bucket
+  teacher_T = (config.teacher_prompt or config.rollout.max_prompt) + program.bucket
+  scored = [(teacher, teacher_width, teacher_T)]  # without gradient
+  if models.reference:
+    scored.append((models.reference, reference_width, T))
 
-  def activations(a: Architecture, width: int) -> int:
+  def activations(a: Architecture, width: int, T: int) -> int:
     return rows * T * _activations(a, width, tensor)
 
-  def scores(a: Architecture, width: int) -> int:
+  def scores(a: Architecture, width: int, T: int) -> int:
     """[rows, N, queries, T], once as float32 and once as weights."""
     return rows * (_FLOAT32 + width) * a.heads // tensor * queries_at_once(T) * T
 
@@ -180,16 +186,18 @@ def _updating(config: Config, models: Architectures, program: Program, mesh: Mes
   weights = (width + per_parameter) * _parameters(student) // mesh.size + width * _layer_parameters(student) // tensor
   if config.teacher.int8:
     weights += teacher_width * _layer_parameters(teacher) // tensor  # of one layer at a time, multiplied out
-  heads = width * student.vocab_size * student.hidden_size + teacher_width * teacher.vocab_size * teacher.hidden_size
+  if config.teacher.ema:
+    weights += teacher_width * _parameters(teacher) // mesh.size  # in the computation's dtype
+  heads = sum(width * a.vocab_size * a.hidden_size for a, width, *_ in [(student, width), *scored])
   heads += 2 * _FLOAT32 * student.vocab_size * student.hidden_size  # gradients of head and embedding, not yet cut
-  states = 2 * rows * program.bucket * (width * student.hidden_size + teacher_width * teacher.hidden_size)
+  states = 2 * rows * program.bucket * sum(width * a.hidden_size for a, width, *_ in [(student, width), *scored])
   kept = student.layers * rows * T * width * student.hidden_size
   if not config.student.remat:
     dense = queries_at_once(T) == T  # blocks of scores are computed again in the backward pass
-    kept += student.layers * (activations(student, width) + (scores(student, width) if dense else 0))
+    kept += student.layers * (activations(student, width, T) + (scores(student, width, T) if dense else 0))
   passing = max(
-    2 * (activations(student, width) + scores(student, width)),
-    activations(teacher, teacher_width) + scores(teacher, teacher_width),
+    2 * (activations(student, width, T) + scores(student, width, T)),
+    *(activations(*model) + scores(*model) for model in scored),
   )
   return Temporaries(weights + heads // tensor, states + kept + passing)
 

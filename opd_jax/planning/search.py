@@ -109,7 +109,7 @@ class Search:
   def _layouts(self, config: Config, topology: Topology) -> Iterator[Config]:
     """The config as it is, then with more of the mesh in `tensor`, as far as heads and chips go."""
     yield config
-    heads = math.gcd(self.models.student.heads, self.models.teacher.heads)
+    heads = math.gcd(*(model.heads for model in self.models.by_role.values()))
     for tensor in (2, 4, 8, 16):
       if tensor > config.mesh.tensor and heads % tensor == 0 and -1 in (config.mesh.data, config.mesh.fsdp):
         yield dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, tensor=tensor))

@@ -17,15 +17,18 @@ from opd_jax.evaluation.evaluator import define_programs as define_evaluation
 from opd_jax.models import Architecture, read_architecture
 from opd_jax.programs import ProgramTable
 from opd_jax.training.programs import Architectures
-from opd_jax.training.run import check_heads, check_rows
+from opd_jax.training.run import check_heads, check_objective, check_rows
 from opd_jax.training.step import define_programs
 
 _SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "models"
 
 
 def read_architectures(config: Config) -> Architectures:
-  """From the config.json of both models alone: no weights, no tokenizer. Raises InputError."""
-  return Architectures(_architecture(config.student.path), _architecture(config.teacher.path))
+  """From the config.json of each model alone: no weights, no tokenizer. Raises InputError, also for an objective that
+  lacks a model or is given one too many."""
+  check_objective(config)
+  paths = config.student.path, config.teacher_path, config.reference.path
+  return Architectures(*(_architecture(path) for path in paths if path))
 
 
 def abstract_mesh(config: Config, chips: int) -> AbstractMesh:
@@ -37,7 +40,7 @@ def abstract_mesh(config: Config, chips: int) -> AbstractMesh:
 def check_mesh(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> None:
   """Raises InputError where rows do not divide over the mesh, or query heads over its `tensor` axis."""
   check_rows(config, mesh)
-  check_heads(models.student, models.teacher, mesh)
+  check_heads(models, mesh)
 
 
 def make_table(config: Config, models: Architectures, mesh: Mesh) -> ProgramTable:

@@ -10,17 +10,18 @@ divided on the device: a metric stays a (sum, count) pair while it is added up, 
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["total", "count"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-  """A weighted mean that is not divided yet. Both fields are float32 scalars; it is a pytree."""
+  """A weighted mean that is not divided yet. Both fields are float32 scalars, or [N] of N means; it is a pytree."""
 
   total: jax.Array
   count: jax.Array
@@ -38,17 +39,22 @@ class Ratio:
     return cls(jnp.where(weights != 0, values * weights, 0.0).sum(), weights.sum())
 
   @classmethod
+  def stack(cls, ratios: Sequence[Self]) -> Self:
+    """Several means as one metric, reported as a list."""
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *ratios)
+
+  @classmethod
   def zero(cls) -> Self:
-    """Nothing counted yet: the first carry of a scan over micro-batches."""
+    """Nothing counted yet."""
     return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
 
   def merge(self, other: Self) -> Self:
     return type(self)(self.total + other.total, self.count + other.count)
 
-  def to_float(self) -> float:
-    """sum / count in float64; NaN where nothing was counted."""
-    count = float(self.count)
-    return float(self.total) / count if count else math.nan
+  def to_float(self) -> float | list[float]:
+    """sum / count in float64, a list of them where there are several; NaN where nothing was counted."""
+    total, count = np.asarray(self.total, np.float64), np.asarray(self.count, np.float64)
+    return np.divide(total, count, out=np.full(total.shape, math.nan), where=count != 0).tolist()
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["total"], meta_fields=[])
@@ -75,6 +81,6 @@ def merge(left: Metrics, right: Metrics) -> Metrics:
   return {name: metric.merge(right[name]) for name, metric in left.items()}
 
 
-def to_floats(metrics: Mapping[str, Ratio | Total]) -> dict[str, float]:
+def to_floats(metrics: Mapping[str, Ratio | Total]) -> dict[str, float | list[float]]:
   """Host floats for all metrics, with one transfer for all of them (it waits for the device)."""
   return {name: metric.to_float() for name, metric in jax.device_get(dict(metrics)).items()}

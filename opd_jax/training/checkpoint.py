@@ -1,8 +1,8 @@
 """What a run needs to go on as if it had never stopped, in Orbax checkpoints under WORKDIR/checkpoints.
 
-state     student (float32), optimizer, step
+state     student (float32), optimizer, step; the teacher (float32) where it follows the student
 progress  step, seed (all random keys are folded from seed, step and row), data position, horizon state,
-          identity of the teacher: a hash, never its weights
+          identities of teacher and reference: hashes, never weights
 """
 
 import dataclasses
@@ -26,7 +26,8 @@ class Progress:
     seed: of every random key.
     data_position: prompts consumed.
     horizon_state: of an adaptive horizon; None for the others.
-    teacher: `identity` of the teacher's folder.
+    teacher: `identity` of the folder that the teacher's weights come from.
+    reference: of the reference's; "" where there is none.
   """
 
   step: int
@@ -34,6 +35,7 @@ class Progress:
   data_position: int
   horizon_state: Any
   teacher: str
+  reference: str = ""
 
 
 class Checkpointer:
@@ -64,7 +66,8 @@ class Checkpointer:
     """The newest checkpoint's state, in the shapes, dtypes and shardings of `template` (see `abstract_state`)."""
     restored = self._read(state=ocp.args.StandardRestore(_arrays(template)))["state"]
     student = dataclasses.replace(template.student, params=restored["student"])
-    return TrainState(student, restored["opt_state"], restored["step"])
+    teacher = dataclasses.replace(student, params=restored["teacher"]) if template.teacher else None
+    return TrainState(student, restored["opt_state"], restored["step"], teacher)
 
   def _read(self, **parts) -> Any:
     """Parts of the newest checkpoint. Raises InputError where they are damaged or do not fit."""
@@ -102,4 +105,5 @@ def identity(folder: str | os.PathLike) -> str:
 
 def _arrays(state: TrainState) -> dict[str, Any]:
   """The state as plain containers: no class of ours in the format on disk."""
-  return {"student": state.student.params, "opt_state": state.opt_state, "step": state.step}
+  arrays = {"student": state.student.params, "opt_state": state.opt_state, "step": state.step}
+  return arrays | ({"teacher": state.teacher.params} if state.teacher else {})

@@ -30,7 +30,7 @@ from opd_jax.training.checkpoint import Checkpointer, Progress, identity
 from opd_jax.training.pipeline import Pipeline
 from opd_jax.training.run import Run
 from opd_jax.training.state import TrainState, abstract_state, init_state, make_optimizer
-from opd_jax.training.teacher import load_teacher
+from opd_jax.training.teacher import load_frozen
 
 _PROFILED = (3, 5)  # first and last step of log.profile, counted from the process's first: compiles are over by then
 PREEMPTED = 75  # exit status after SIGTERM: saved, run the same command again (EX_TEMPFAIL of sysexits.h)
@@ -68,14 +68,16 @@ def _go_on(run: Run, log: RunLog, checkpoints: Checkpointer, writes: bool) -> No
 
 def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, termination: "_Termination") -> None:
   config = run.config
-  teacher, about_teacher = load_teacher(run)
+  frozen, about_teacher = load_frozen(run)
   state, progress = _start(run, checkpoints)
   first = progress.step
   shown = {"every": config.log.every, "gap": config.rollout.int8}
   with StepProgress(config.steps, start=first, stream=stream, **shown) as console:
     if run.prompts.dropped_long:
-      limit = config.rollout.max_prompt
-      console.note(f"{run.prompts.dropped_long} prompts left out: longer than rollout.max_prompt={limit} tokens")
+      limits = f"rollout.max_prompt={config.rollout.max_prompt} tokens"
+      if config.teacher_prompt:
+        limits += f", or the teacher's longer than {config.teacher_prompt}"
+      console.note(f"{run.prompts.dropped_long} prompts left out: longer than {limits}")
     if about_teacher:
       mean, largest = (number(value, 3) for value in about_teacher.values())
       console.note(f"teacher in int8: KL(full || int8) {mean} nats a token on the first prompts, at most {largest}")
@@ -86,11 +88,12 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
         log.samples(evaluation.samples)
         console.evaluation(evaluation.row)
 
-    steps = Pipeline(run, teacher, state, progress)
+    steps = Pipeline(run, frozen, state, progress)
     if config.horizon.compile_ahead:
       steps.queue_programs()
     if first == 0 and run.evaluator and config.eval.baseline:
-      evaluate(teacher, "teacher", 0)
+      if config.teacher.path != configs.STUDENT:
+        evaluate(frozen.teacher, "teacher", 0)
       evaluate(state.student, "student", 0)
     if first >= config.steps and run.evaluator:
       evaluate(state.student, "student", first)
@@ -165,15 +168,21 @@ class _Termination:
 
 def _start(run: Run, checkpoints: Checkpointer) -> tuple[TrainState, Progress]:
   """The newest checkpoint, or the student as it came."""
-  optimizer = make_optimizer(run.config)
-  teacher = identity(model_folder(run.teacher_path, weights=True))
+  paths = {"teacher": run.teacher_path, "reference": run.reference_path}
+  identities = {role: identity(model_folder(path, weights=True)) if path else "" for role, path in paths.items()}
   if checkpoints.latest() is None:
     student = models.load(run.student_path, dtype=jnp.float32, mesh=run.mesh)
-    return init_state(student, optimizer), Progress(0, run.config.seed, 0, run.horizon.init(), teacher)
+    state = init_state(student, make_optimizer(run.config), follows=run.config.teacher.ema > 0)
+    return state, Progress(0, run.config.seed, 0, run.horizon.init(), **identities)
   progress = checkpoints.progress()
-  if progress.teacher != teacher:
-    raise InputError(f"{run.teacher_path} is not the teacher that {run.workdir} was trained with: its weights differ")
-  return checkpoints.restore(abstract_state(run.pair.student, optimizer, run.mesh)), progress
+  for role, path in paths.items():
+    if getattr(progress, role) != identities[role]:
+      raise InputError(f"{path} is not the {role} that {run.workdir} was trained with: its weights differ")
+  return checkpoints.restore(_abstract_state(run)), progress
+
+
+def _abstract_state(run: Run) -> TrainState:
+  return abstract_state(run.pair.student, make_optimizer(run.config), run.mesh, follows=run.config.teacher.ema > 0)
 
 
 def _host_memory_peak() -> int:
@@ -201,7 +210,7 @@ def restore_student(run: Run) -> tuple[Model, int]:
   checkpoints = Checkpointer(run.workdir, run.config.checkpoint.keep)
   if checkpoints.latest() is None:
     raise InputError(f"{run.workdir} has no finished checkpoint: train first")
-  state = checkpoints.restore(abstract_state(run.pair.student, make_optimizer(run.config), run.mesh))
+  state = checkpoints.restore(_abstract_state(run))
   step = checkpoints.latest()
   checkpoints.close()
   return state.student, step

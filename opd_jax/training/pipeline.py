@@ -19,14 +19,14 @@ import numpy as np
 
 from opd_jax.data import order, pad_left
 from opd_jax.distributed import place_rows
-from opd_jax.models import Model
 from opd_jax.programs import Compile
 from opd_jax.telemetry.metrics import Metrics, to_floats
 from opd_jax.training.ahead import too_late
+from opd_jax.training.batch import Answers, Batch, Prompts, draw_rows, lay_out_answers
 from opd_jax.training.checkpoint import Progress
 from opd_jax.training.programs import Architectures, Program, first_needs, list_programs
 from opd_jax.training.run import Run
-from opd_jax.training.state import TrainState
+from opd_jax.training.state import Frozen, TrainState
 
 _OF_A_STEP = ("rollout", "update")  # the programs that a new bucket needs
 
@@ -39,9 +39,9 @@ class Pipeline:
     progress: likewise.
   """
 
-  def __init__(self, run: Run, teacher: Model, state: TrainState, progress: Progress):
+  def __init__(self, run: Run, frozen: Frozen, state: TrainState, progress: Progress):
     self.state, self.progress = state, progress
-    self._run, self._teacher = run, teacher
+    self._run, self._frozen = run, frozen
     self._running: tuple[Metrics, dict[str, Any]] | None = None  # an update, and its row so far
     self._row: dict[str, Any] | None = None  # of a step that has ended
     self._compiles = 0  # that rows have told of
@@ -97,6 +97,7 @@ class Pipeline:
 
     student = self._call("decode_layout", 0, self.state.student)
     rollout = self._call("rollout", bucket, student, *self._batch(k, H))
+    batch = Batch(rollout, self._answers(k, H, bucket), self._teacher_prompts())
     self._finish()
     jax.block_until_ready(student)
     self._clock.lap("reshard")
@@ -104,7 +105,7 @@ class Pipeline:
     self._clock.lap("rollout")
     del student  # the update needs the room
 
-    self.state, metrics = self._call("update", bucket, self.state, self._teacher, rollout)
+    self.state, metrics = self._call("update", bucket, self.state, self._frozen, batch)
     self._running = metrics, {"step": k + 1, "horizon": H, "bucket": bucket}
     position = self.progress.data_position + run.config.rollout.prompts_per_step
     self.progress = dataclasses.replace(self.progress, step=k + 1, data_position=position)
@@ -140,17 +141,38 @@ class Pipeline:
 
   def _programs(self) -> list[Program]:
     """Of the rest of the run."""
-    models = Architectures(self._run.pair.student, self._run.pair.teacher)
+    pair = self._run.pair
+    models = Architectures(pair.student, pair.teacher, pair.reference)
     return list_programs(self._run.config, models, self._run.mesh, self.progress.step)
+
+  def _chosen(self) -> np.ndarray:
+    """Which prompts the next step takes."""
+    run = self._run
+    return order(len(run.prompts), run.config.seed, self.progress.data_position, run.config.rollout.prompts_per_step)
 
   def _batch(self, k: int, H: int) -> tuple[Any, ...]:
     """What the rollout of step k reads beside the weights."""
     run, config = self._run, self._run.config
-    c = config.rollout
-    chosen = order(len(run.prompts), config.seed, self.progress.data_position, c.prompts_per_step)
-    prompts = pad_left([run.prompts.token_ids[i] for i in chosen], c.max_prompt)
+    prompts = pad_left([run.prompts.token_ids[i] for i in self._chosen()], config.rollout.max_prompt)
     prompts_bp, prompt_mask_bp, rows_r = place_rows(run.mesh, (*prompts, np.arange(config.rows, dtype=np.uint32)))
     return prompts_bp, prompt_mask_bp, np.int32(H), np.uint32(config.seed), np.uint32(k), rows_r
+
+  def _answers(self, k: int, H: int, bucket: int) -> Answers | None:
+    """The data set's, for the rows of step k that take them."""
+    run, config = self._run, self._run.config
+    if not config.objective.dataset_share:
+      return None
+    from_data_b = draw_rows(config.objective.dataset_share, config.seed, k, config.rows)
+    ids = [run.prompts.answer_ids[i] for i in self._chosen() for _ in range(config.rollout.samples_per_prompt)]
+    return place_rows(run.mesh, lay_out_answers(ids, from_data_b, bucket, H))
+
+  def _teacher_prompts(self) -> Prompts | None:
+    """What the teacher sees in the place of the next step's prompts, once for each of their samples."""
+    run, config = self._run, self._run.config
+    if not config.teacher_prompt:
+      return None
+    ids = [run.prompts.teacher_ids[i] for i in self._chosen() for _ in range(config.rollout.samples_per_prompt)]
+    return place_rows(run.mesh, Prompts(*pad_left(ids, config.teacher_prompt)))
 
   def _call(self, program: str, bucket: int, *arguments: Any) -> Any:
     """Calls a program. Where it must be compiled or waited for, that time is this step's, not the running one's."""

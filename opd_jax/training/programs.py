@@ -1,6 +1,6 @@
 """The programs of a run with abstract arguments: everything that it will compile, and not one array.
 
-    decode_layout        of the student, and of the teacher where the run starts with its marks; its bucket is 0
+    decode_layout        of the student, and of a teacher of its own where the run starts with its marks; bucket 0
     evaluate_layout      of the same models for their marks, where `rollout.int8` gives decode_layout to rollouts alone
     evaluate_greedy/...  at the full horizon, for the same models
     rollout, update      at every bucket that the horizon schedule reaches
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
-from opd_jax.config import Config
+from opd_jax.config import STUDENT, Config
 from opd_jax.distributed import DECODING, TRAINING, sharding
 from opd_jax.evaluation.evaluator import layout_program
 from opd_jax.horizon import bucket_for
@@ -23,24 +23,32 @@ from opd_jax.models import Architecture, Model, parameter_specs, parameter_table
 from opd_jax.models.parameters import nested
 from opd_jax.objectives import ENTROPY
 from opd_jax.rollout import Rollout
-from opd_jax.training.state import TrainState, abstract_state, make_optimizer
+from opd_jax.training.batch import Answers, Batch, Prompts
+from opd_jax.training.state import Frozen, TrainState, abstract_state, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Architectures:
-  """The two models of a run as far as config.json tells.
+  """The models of a run as far as config.json tells.
 
   Attributes:
     student, teacher: their architectures.
-    vocab_size: ids that both heads have; their tokenizers, which are not read here, may have fewer.
+    reference: None where there is none.
+    vocab_size: ids that all heads have; their tokenizers, which are not read here, may have fewer.
   """
 
   student: Architecture
   teacher: Architecture
+  reference: Architecture | None = None
+
+  @property
+  def by_role(self) -> dict[str, Architecture]:
+    """Those that there are."""
+    return {role: model for role, model in vars(self).items() if model}
 
   @property
   def vocab_size(self) -> int:
-    return min(self.student.vocab_size, self.teacher.vocab_size)
+    return min(model.vocab_size for model in self.by_role.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +89,13 @@ class Program:
     return not self.lays_out and self.name != "update"
 
 
-def abstract_models(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> tuple[TrainState, Model]:
-  """The student's whole training state and the teacher, as they live on the mesh all through a run."""
-  state = abstract_state(models.student, make_optimizer(config), mesh)
-  return state, abstract_model(models.teacher, config.teacher.dtype, mesh, TRAINING, int8=config.teacher.int8)
+def abstract_models(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> tuple[TrainState, Frozen]:
+  """The whole training state and the models beside it, as they live on the mesh all through a run."""
+  follows, c = config.teacher.ema > 0, config.teacher
+  state = abstract_state(models.student, make_optimizer(config), mesh, follows)
+  teacher = None if follows else abstract_model(models.teacher, c.dtype, mesh, TRAINING, int8=c.int8)
+  reference = models.reference and abstract_model(models.reference, config.reference.dtype, mesh, TRAINING)
+  return state, Frozen(teacher, reference)
 
 
 def abstract_model(
@@ -108,7 +119,7 @@ def list_programs(
   config: Config, models: Architectures, mesh: Mesh | AbstractMesh, first_step: int = 0
 ) -> list[Program]:
   """Every program of the run from `first_step` on, in the order in which it is first needed."""
-  state, teacher = abstract_models(config, models, mesh)
+  state, frozen = abstract_models(config, models, mesh)
   P = config.rollout.max_prompt
 
   def array(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
@@ -133,13 +144,22 @@ def list_programs(
       behaviour_logprob_bs=array((R, bucket), jnp.float32),
       behaviour_entropy_bs=array((R, bucket), jnp.float32) if config.objective.select_by == ENTROPY else None,
     )
+    answers = Answers(
+      from_data_b=array((R,), jnp.bool_),
+      tokens_bs=array((R, bucket), jnp.int32),
+      mask_bs=array((R, bucket), jnp.bool_),
+      truncated_b=array((R,), jnp.bool_),
+    )
+    Q = config.teacher_prompt
+    teacher_prompts = Prompts(array((R, Q), jnp.int32), array((R, Q), jnp.bool_))
+    batch = Batch(rollout, answers if config.objective.dataset_share else None, teacher_prompts if Q else None)
     write = sampling("rollout", "student", bucket, config.rollout.prompts_per_step, samples)
-    return [write, Program("update", "student", bucket, R, (state, teacher, rollout))]
+    return [write, Program("update", "student", bucket, R, (state, frozen, batch))]
 
   c = config.eval
   marks_first = bool(c.path) and c.baseline and first_step == 0
-  marked = ("teacher", "student") if marks_first else ("student",)
-  resident = {"student": state.student, "teacher": teacher}
+  marked = ("teacher", "student") if marks_first and config.teacher.path != STUDENT else ("student",)
+  resident = {"student": state.student, "teacher": frozen.teacher}
 
   def layout(name: str, role: str) -> Program:
     return Program(name, role, 0, 0, (resident[role],))

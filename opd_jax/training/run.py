@@ -24,11 +24,11 @@ from opd_jax.evaluation.evaluator import Evaluator
 from opd_jax.evaluation.evaluator import define_programs as define_evaluation
 from opd_jax.evaluation.graders import check_kind
 from opd_jax.horizon import Horizon
-from opd_jax.models import Architecture
-from opd_jax.objectives import make_terms, make_token_weights
+from opd_jax.objectives import ENTROPY, OWN_TOKENS, REFERENCE, make_terms, make_token_weights
 from opd_jax.pair import Pair, open_pair
 from opd_jax.programs import ProgramTable
 from opd_jax.telemetry.workdir import read_config
+from opd_jax.training.programs import Architectures
 from opd_jax.training.step import define_programs
 
 # What may differ when a workdir is used again: how long to run, what to watch, and on how many devices.
@@ -41,9 +41,10 @@ class Run:
 
   Attributes:
     config, workdir: as given.
-    mesh: of both models.
+    mesh: of all models.
     pair: what student and teacher share.
     student_path, teacher_path: folders or hub ids, embedded names resolved.
+    reference_path: likewise; "" where there is none.
     prompts: to train on.
     evaluator: None without an evaluation set.
     horizon: the schedule.
@@ -56,6 +57,7 @@ class Run:
   pair: Pair
   student_path: str
   teacher_path: str
+  reference_path: str
   prompts: PromptSet
   evaluator: Evaluator | None
   horizon: Horizon
@@ -73,27 +75,34 @@ def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.D
   mesh = make_mesh((c.mesh.data, c.mesh.fsdp, c.mesh.tensor), devices)
   check_rows(c, mesh)
   _check_workdir(c, workdir)
-  make_terms(c.objective)
+  check_objective(c)
   if c.eval.path:
     check_kind(c.eval.grader)
   for field, path in (("data.path", c.data.path), ("eval.path", c.eval.path)):
     if path and not arithmetic.is_embedded(path) and not os.path.exists(path.partition(":")[0]):
       raise InputError(f"config.{field}: {path} does not exist")
-  student_path, teacher_path, data_path, eval_path = (
-    arithmetic.outline(path) for path in (c.student.path, c.teacher.path, c.data.path, c.eval.path)
-  )
-  pair = open_pair(student_path, teacher_path)
-  check_heads(pair.student, pair.teacher, mesh)
+  given = c.student.path, c.teacher_path, c.reference.path
+  model_paths = tuple(map(arithmetic.outline, given))
+  data_path, eval_path = map(arithmetic.outline, (c.data.path, c.eval.path))
+  pair = open_pair(*model_paths)
+  check_heads(Architectures(pair.student, pair.teacher, pair.reference), mesh)
   read = {"tokenizer": pair.tokenizer, "max_prompt": c.rollout.max_prompt, "chat": c.data.chat}
   prompts = read_prompts(
-    data_path, prompt_field=c.data.prompt_field, answer_field=c.data.answer_field, limit=c.data.limit, **read
+    data_path,
+    prompt_field=c.data.prompt_field,
+    answer_field=c.data.answer_field,
+    limit=c.data.limit,
+    stop_ids=pair.eos_ids if c.objective.dataset_share else (),
+    teacher_field=c.data.teacher_prompt_field,
+    max_teacher=c.teacher_prompt,
+    **read,
   )
   table = ProgramTable(mesh)
   masked = (
     pair.tokenizer.single_ids(texts, f"config.objective.{field}")
     for field, texts in (("mask_first", c.objective.mask_first), ("mask_all", c.objective.mask_all))
   )
-  define_programs(table, c, pair.eos_ids, pair.vocab_size, make_token_weights(c.objective, *masked))
+  define_programs(table, c, pair.eos_ids, pair.vocab_size, make_token_weights(c, *masked))
   define_evaluation(table, c, pair.eos_ids, pair.vocab_size)
   evaluator = None
   if eval_path:
@@ -101,12 +110,35 @@ def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.D
       eval_path, prompt_field=c.eval.prompt_field, answer_field=c.eval.answer_field, limit=c.eval.prompts, **read
     )
     evaluator = Evaluator(c, table, mesh, pair.tokenizer, questions, Path(eval_path.partition(":")[0]).stem)
-  for path in (c.student.path, c.teacher.path):
+  for path in filter(None, given):
     if arithmetic.is_embedded(path):
       arithmetic.make(path)
     else:
       models.check(path)
-  return Run(c, workdir, mesh, pair, student_path, teacher_path, prompts, evaluator, c.horizon.build(), table)
+  return Run(c, workdir, mesh, pair, *model_paths, prompts, evaluator, c.horizon.build(), table)
+
+
+def check_objective(config: Config) -> None:
+  """Raises InputError where an objective's terms need what the run does not give them, or are given what none reads."""
+  c = config.objective
+  needs = frozenset().union(*(term.needs for _, term in make_terms(c)))
+  if REFERENCE in needs and not config.reference.path:
+    raise InputError(f"config.objective.kind={c.kind!r} compares with a third model: give config.reference.path")
+  if config.reference.path and REFERENCE not in needs:
+    raise InputError(
+      f"config.reference.path is {config.reference.path!r}, and config.objective.kind={c.kind!r} reads no reference: "
+      "leave it empty, or take extrapolated"
+    )
+  if c.dataset_share and OWN_TOKENS in needs:
+    raise InputError(
+      f"config.objective.dataset_share is {c.dataset_share}, and config.objective.kind={c.kind!r} has a sampled "
+      "estimator, which needs the student's own tokens: take 0, or a divergence of whole distributions"
+    )
+  if c.dataset_share and c.select_by == ENTROPY:
+    raise InputError(
+      f"config.objective.dataset_share is {c.dataset_share}, and config.objective.select_by={ENTROPY!r} knows the "
+      "entropy of tokens that the student wrote alone: take 0, or select_by='divergence'"
+    )
 
 
 def check_rows(config: Config, mesh: Mesh | AbstractMesh) -> None:
@@ -124,13 +156,13 @@ def check_rows(config: Config, mesh: Mesh | AbstractMesh) -> None:
       )
 
 
-def check_heads(student: Architecture, teacher: Architecture, mesh: Mesh | AbstractMesh) -> None:
+def check_heads(models: Architectures, mesh: Mesh | AbstractMesh) -> None:
   """Raises InputError where query heads do not split over the mesh's `tensor` axis."""
-  for role, architecture in (("student", student), ("teacher", teacher)):
+  for role, architecture in models.by_role.items():
     if architecture.heads % mesh.shape["tensor"]:
       raise InputError(
         f"the {role} has {architecture.heads} query heads, which do not split over mesh.tensor={mesh.shape['tensor']}: "
-        f"make it a divisor of {math.gcd(student.heads, teacher.heads)}"
+        f"make it a divisor of {math.gcd(*(model.heads for model in models.by_role.values()))}"
       )
 
 

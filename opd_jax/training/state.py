@@ -1,7 +1,8 @@
-"""What training changes: the student's float32 master weights, the optimizer's state, the count of finished steps."""
+"""What training changes: the student's float32 master weights, the optimizer's state, the count of finished steps, and
+a teacher that follows the student; and what it only reads, the frozen models."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,49 +19,73 @@ from opd_jax.models.parameters import nested
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """student: float32 Model; opt_state: optax state over its params; step: int32 scalar, finished updates."""
+  """Attributes:
+  student: float32 Model.
+  opt_state: optax state over its params.
+  step: int32 scalar, finished updates.
+  teacher: a float32 copy of the student that follows it (`teacher.ema`); None where the teacher is frozen.
+  """
 
   student: Model
   opt_state: Any
   step: jax.Array
+  teacher: Model | None = None
 
 
-def init_state(student: Model, optimizer: optax.GradientTransformation) -> TrainState:
-  """Step 0, on the student's mesh; the moments of a parameter live where it lives. Uses up `student`."""
+class Frozen(NamedTuple):
+  """Models that are scored and never change: the teacher (None where it is part of the state), and the reference of an
+  objective that needs one."""
+
+  teacher: Model | None
+  reference: Model | None = None
+
+
+def init_state(student: Model, optimizer: optax.GradientTransformation, follows: bool = False) -> TrainState:
+  """Step 0, on the student's mesh; the moments of a parameter live where it lives. Uses up `student`.
+
+  `follows`: the teacher is a copy of the student that follows it.
+  """
   mesh = mesh_of(student)
-  placed = jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs(student.config, optimizer, mesh))
+  placed = jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs(student.config, optimizer, mesh, follows))
 
   def init(student: Model) -> TrainState:
-    return TrainState(student, optimizer.init(student.params), jnp.int32(0))
+    teacher = jax.tree.map(jnp.copy, student) if follows else None
+    return TrainState(student, optimizer.init(student.params), jnp.int32(0), teacher)
 
   return jax.jit(init, out_shardings=placed, donate_argnums=0)(student)
 
 
-def abstract_state(config: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(
+  config: Architecture, optimizer: optax.GradientTransformation, mesh: Mesh, follows: bool = False
+) -> TrainState:
   """Shapes, dtypes and shardings of the state, without an array."""
   return jax.tree.map(
     lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)),
-    _shapes(config, optimizer),
-    state_specs(config, optimizer, mesh),
+    _shapes(config, optimizer, follows),
+    state_specs(config, optimizer, mesh, follows),
   )
 
 
-def state_specs(config: Architecture, optimizer: optax.GradientTransformation, mesh) -> TrainState:
+def state_specs(
+  config: Architecture, optimizer: optax.GradientTransformation, mesh, follows: bool = False
+) -> TrainState:
   """A PartitionSpec for every array of the state: the parameters' own, the same for their moments, () for the rest."""
   params = specs(config, mesh)
   opt_state = optax.tree_utils.tree_map_params(
     optimizer,
     lambda _, spec: spec,
-    _shapes(config, optimizer).opt_state,
+    _shapes(config, optimizer, follows).opt_state,
     params,
     transform_non_params=lambda _: PartitionSpec(),
   )
-  return TrainState(Model(params, config), opt_state, PartitionSpec())
+  model = Model(params, config)
+  return TrainState(model, opt_state, PartitionSpec(), model if follows else None)
 
 
-def _shapes(config: Architecture, optimizer: optax.GradientTransformation) -> TrainState:
+def _shapes(config: Architecture, optimizer: optax.GradientTransformation, follows: bool) -> TrainState:
   params = nested({path: jax.ShapeDtypeStruct(p.shape, jnp.float32) for path, p in parameter_table(config).items()})
-  return TrainState(Model(params, config), jax.eval_shape(optimizer.init, params), jax.ShapeDtypeStruct((), jnp.int32))
+  model, step = Model(params, config), jax.ShapeDtypeStruct((), jnp.int32)
+  return TrainState(model, jax.eval_shape(optimizer.init, params), step, model if follows else None)
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:

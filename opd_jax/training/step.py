@@ -3,6 +3,7 @@
     state ─► decode layout ─┐
     prompts ────────────────┴► Rollout ─► score(student), score(teacher) ─► objective ─► gradient ─► optax ─► state
              "decode_layout", "rollout" └───────────────────────── "update" ────────────────────────────────┘
+    where asked for:              data set's answers ─┘ └─ the teacher's own prompts; score(reference)
 
 The programs hand arrays to each other on the devices; nothing of size comes to the host.
 """
@@ -19,18 +20,22 @@ from opd_jax.distributed import constrain
 from opd_jax.models import Model
 from opd_jax.objectives import (
   ENTROPY,
+  Loss,
   Objective,
   Reading,
   Signals,
   TokenWeights,
+  diagnose,
   make_objective,
   make_token_weights,
+  repetition,
 )
 from opd_jax.programs import ProgramTable
-from opd_jax.rollout import Rollout, Sampling, decode_layout, sample_completions
+from opd_jax.rollout import Sampling, decode_layout, sample_completions
 from opd_jax.scoring import score
 from opd_jax.telemetry.metrics import Metrics, Ratio, Total, merge
-from opd_jax.training.state import TrainState, make_optimizer, state_specs
+from opd_jax.training.batch import Answers, Batch
+from opd_jax.training.state import Frozen, TrainState, make_optimizer, state_specs
 
 
 def define_programs(
@@ -45,7 +50,7 @@ def define_programs(
 
   decode_layout(model) -> model; its bucket is 0; in int8 under `rollout.int8`
   rollout(student, prompts_bp, prompt_mask_bp, horizon, seed, step, rows_r) -> Rollout
-  update(state, teacher, rollout) -> (state, metrics); the old state is used up.
+  update(state, frozen, batch) -> (state, metrics); the old state is used up.
   """
   c, dtype = config.rollout, jnp.dtype(config.student.dtype)
   table.define("decode_layout", functools.partial(decode_layout, dtype=dtype, int8=c.int8))
@@ -65,11 +70,14 @@ def define_programs(
     functools.partial(
       update,
       objective=make_objective(config.objective, vocab_size),
-      token_weights=token_weights or make_token_weights(config.objective),
+      token_weights=token_weights or make_token_weights(config),
+      eos_ids=eos_ids,
       optimizer=make_optimizer(config),
       dtype=dtype,
       micro_batches=config.optimizer.micro_batches,
       remat=config.student.remat,
+      teacher_dtype=jnp.dtype(config.teacher.dtype),
+      ema=config.teacher.ema,
       compare_decoding=(c.temperature or 1.0) == config.objective.temperature,  # greedy: log-probs at temperature 1
     ),
     donate=(0,),
@@ -78,83 +86,133 @@ def define_programs(
 
 def update(
   state: TrainState,
-  teacher: Model,
-  rollout: Rollout,
+  frozen: Frozen,
+  batch: Batch,
   *,
   bucket: int,
   objective: Objective,
   token_weights: TokenWeights,
+  eos_ids: tuple[int, ...],
   optimizer: optax.GradientTransformation,
   dtype,
   micro_batches: int,
   remat: bool,
+  teacher_dtype,
+  ema: float,
   compare_decoding: bool,
 ) -> tuple[TrainState, Metrics]:
-  """One optimizer step on a rollout batch.
+  """One optimizer step on a batch.
 
   Args:
-    state: float32 master weights and optimizer state.
-    teacher: frozen; it is scored, never differentiated.
-    rollout: [B, P + S] with S = `bucket`.
+    state: float32 master weights and optimizer state; and the teacher, where it follows the student.
+    frozen: the other models that are scored. None of them is differentiated.
+    batch: the rollout [B, P + S] with S = `bucket`, and what goes with it.
     objective, token_weights: what is minimised, and how much each token counts in it.
+    eos_ids: ids that end a row.
     dtype: of the student's computation.
     micro_batches: the rows are scored in this many parts (a divisor of B); the gradient is that of the whole.
     remat: recompute the student's layers in the backward pass.
+    teacher_dtype: of the computation of a teacher that is part of the state.
+    ema: the share of the way to the new student that it moves then.
     compare_decoding: adds `decode_gap` and `decode_kl`; only where the rollout's log-probs and the objective's are of
       one temperature.
 
   Returns:
     The next state, and metrics over the valid tokens of the global batch: loss in nats a token, entropies of both
-    models in nats, gradient norm (before clipping), tokens, completion length, share of rows that were cut; and how far
-    the student that wrote is from the same student as it is scored here (d = log p scored - log p when written):
-    `decode_gap`, the mean of |d| in nats, and `decode_kl`, the mean of exp(d) - 1 - d, which estimates KL(writer ||
-    scored) in nats a token where tokens are drawn from the whole softmax (no top-k, no top-p, not greedy).
+    models in nats, tokens, completion length, share of rows that were cut, those of `objectives.diagnose` and
+    `repetition`; of the update: `grad_norm` before clipping, `update_ratio`, its norm over that of the weights, and
+    `moved`, the share of weights that it changes as bfloat16 would hold them (arXiv 2606.13657: few move far).
+
+    And how far the student that wrote is from the same student as it is scored here (d = log p scored - log p when
+    written): `decode_gap`, the mean of |d| in nats, and `decode_kl`, the mean of exp(d) - 1 - d, which estimates
+    KL(writer || scored) in nats a token where tokens are drawn from the whole softmax (no top-k, no top-p, not greedy).
+    Rows from the data set count in all but these two; `dataset_rows` is their number, where there may be any.
   """
-  if rollout.completion_mask_bs.shape[1] != bucket:
-    raise ValueError(f"a rollout of {rollout.completion_mask_bs.shape[1]} columns cannot train at bucket {bucket}")
+  if batch.rollout.completion_mask_bs.shape[1] != bucket:
+    columns = batch.rollout.completion_mask_bs.shape[1]
+    raise ValueError(f"a rollout of {columns} columns cannot train at bucket {bucket}")
   student = state.student.astype(dtype)
+  teacher = state.teacher.astype(teacher_dtype) if state.teacher else frozen.teacher
+  rollout = batch.mixed()
+  batch = batch._replace(rollout=rollout)
   weights_bs = token_weights(rollout.completions_bs, rollout.completion_mask_bs)
+  reach = rollout.completion_mask_bs.sum(axis=1, dtype=jnp.int32).max()
 
-  def gradient_of(part: Rollout, weights_bs: jax.Array):
-    """Gradient and metrics of some of the rows; their weights are shares of the whole batch."""
-    context = (part.prompts_bp, part.prompt_mask_bp, part.completions_bs, part.completion_mask_bs)
-    signals = Signals(
-      part.completions_bs, part.completion_mask_bs, weights_bs, part.behaviour_logprob_bs, part.behaviour_entropy_bs
-    )
-    of_teacher = Reading(score(teacher, *context), teacher.split_head())
-
-    def loss_of(params):
-      model = dataclasses.replace(student, params=params)
-      of_student = Reading(score(model, *context, remat=remat), model.split_head())
-      loss = objective(of_student, of_teacher, signals)
-      return loss.value, loss
-
-    gradient, loss = jax.grad(loss_of, has_aux=True)(student.params)
+  def metrics_of(loss: Loss, answers: Answers | None) -> Metrics:
     result, mask_bs = loss.result, loss.signals.mask_bs
     metrics = loss.metrics | {
       "loss": Total(loss.value),
       "student_entropy": Ratio.of(result.student_entropy, mask_bs),
       "teacher_entropy": Ratio.of(result.teacher_entropy, mask_bs),
-      "tokens": Total(part.completion_mask_bs.sum(dtype=jnp.float32)),
-      "completion_length": Ratio.of(part.completion_mask_bs.sum(1)),
-      "truncated": Ratio.of(part.truncated_b),
     }
     if compare_decoding:
       d_bs = result.student_logprob - loss.signals.behaviour_logprob_bs
-      metrics["decode_gap"] = Ratio.of(jnp.abs(d_bs), mask_bs)
-      metrics["decode_kl"] = Ratio.of(jnp.expm1(d_bs) - d_bs, mask_bs)
+      own_bs = mask_bs if answers is None else mask_bs & ~answers.from_data_b[:, None]
+      metrics["decode_gap"] = Ratio.of(jnp.abs(d_bs), own_bs)
+      metrics["decode_kl"] = Ratio.of(jnp.expm1(d_bs) - d_bs, own_bs)
+    return metrics | diagnose(objective, loss, reach, eos_ids)
+
+  def gradient_of(part: Batch, weights_bs: jax.Array):
+    """Gradient and metrics of some of the rows; their weights are shares of the whole batch."""
+    rows = part.rollout
+    prompts, completions = (rows.prompts_bp, rows.prompt_mask_bp), (rows.completions_bs, rows.completion_mask_bs)
+    signals = Signals(
+      tokens_bs=rows.completions_bs,
+      positions_bs=jnp.broadcast_to(jnp.arange(bucket), rows.completions_bs.shape),
+      mask_bs=rows.completion_mask_bs,
+      weights_bs=weights_bs,
+      behaviour_logprob_bs=rows.behaviour_logprob_bs,
+      behaviour_entropy_bs=rows.behaviour_entropy_bs,
+    )
+    of_teacher = Reading(score(teacher, *(part.teacher_prompts or prompts), *completions), teacher.split_head())
+    of_reference = None
+    if frozen.reference:
+      of_reference = Reading(score(frozen.reference, *prompts, *completions), frozen.reference.split_head())
+
+    def loss_of(params):
+      model = dataclasses.replace(student, params=params)
+      of_student = Reading(score(model, *prompts, *completions, remat=remat), model.split_head())
+      loss = objective(of_student, of_teacher, signals, of_reference)
+      return loss.value, metrics_of(loss, part.answers)
+
+    gradient, metrics = jax.grad(loss_of, has_aux=True)(student.params)
+    metrics |= {
+      "tokens": Total(rows.completion_mask_bs.sum(dtype=jnp.float32)),
+      "completion_length": Ratio.of(rows.completion_mask_bs.sum(1)),
+      "truncated": Ratio.of(rows.truncated_b),
+      "repetition": repetition(rows.completions_bs, rows.completion_mask_bs),
+    }
     return jax.tree.map(lambda g: g.astype(jnp.float32), gradient), metrics
 
   if micro_batches == 1:
-    gradient, metrics = gradient_of(rollout, weights_bs)
+    gradient, metrics = gradient_of(batch, weights_bs)
   else:
-    gradient, metrics = _accumulate(gradient_of, (rollout, weights_bs), micro_batches)
+    gradient, metrics = _accumulate(gradient_of, (batch, weights_bs), micro_batches)
 
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.student.params)
   params = optax.apply_updates(state.student.params, updates)
   metrics["grad_norm"] = Total(optax.tree.norm(gradient))
-  state = TrainState(dataclasses.replace(state.student, params=params), opt_state, state.step + 1)
+  metrics["update_ratio"] = Total(optax.tree.norm(updates) / optax.tree.norm(state.student.params))
+  metrics["moved"] = _moved(state.student.params, params)
+  if batch.answers:
+    metrics["dataset_rows"] = Total(batch.answers.from_data_b.sum(dtype=jnp.float32))
+  learned = dataclasses.replace(state.student, params=params)
+  state = TrainState(learned, opt_state, state.step + 1, _follow(state.teacher, learned, ema))
   return _pinned(state, optimizer), metrics
+
+
+def _moved(old, new) -> Ratio:
+  """The share of parameters that differ in bfloat16."""
+  pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+  counts = [Ratio.of(a.astype(jnp.bfloat16) != b.astype(jnp.bfloat16)) for a, b in pairs]
+  return functools.reduce(Ratio.merge, counts)
+
+
+def _follow(teacher: Model | None, student: Model, ema: float) -> Model | None:
+  """The teacher, a share `ema` of the way nearer to the student; None where it is frozen."""
+  if teacher is None:
+    return None
+  return dataclasses.replace(teacher, params=optax.incremental_update(student.params, teacher.params, ema))
 
 
 def _pinned(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
@@ -162,7 +220,8 @@ def _pinned(state: TrainState, optimizer: optax.GradientTransformation) -> Train
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return state
-  return jax.lax.with_sharding_constraint(state, state_specs(state.student.config, optimizer, mesh))
+  specs = state_specs(state.student.config, optimizer, mesh, follows=state.teacher is not None)
+  return jax.lax.with_sharding_constraint(state, specs)
 
 
 def _accumulate(gradient_of, batch, parts: int):

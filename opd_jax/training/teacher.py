@@ -17,6 +17,17 @@ from opd_jax.objectives import Call, Reading, diverge
 from opd_jax.scoring import score
 from opd_jax.telemetry.metrics import Ratio
 from opd_jax.training.run import Run
+from opd_jax.training.state import Frozen
+
+
+def load_frozen(run: Run) -> tuple[Frozen, dict[str, float]]:
+  """The models on the run's mesh that do not change, and the metrics of `load_teacher`."""
+  c = run.config
+  teacher, about_teacher = (None, {}) if c.teacher.ema else load_teacher(run)
+  if not run.reference_path:
+    return Frozen(teacher), about_teacher
+  reference = models.load(run.reference_path, dtype=jnp.dtype(c.reference.dtype), mesh=run.mesh)
+  return Frozen(teacher, reference), about_teacher
 
 
 def load_teacher(run: Run) -> tuple[Model, dict[str, float]]:

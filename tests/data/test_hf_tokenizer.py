@@ -1,3 +1,4 @@
+import functools
 import json
 import shutil
 import subprocess
@@ -53,6 +54,36 @@ def test_special_tokens_of_the_tokenizer_stand_before_text_and_not_before_the_te
   assert all_text(tokenizer, tokenizer.encode_prompt(QUESTION)).startswith("<|im_start|>user")
 
 
+def test_an_answer_is_what_the_template_makes_of_the_assistants_turn(small):
+  """Through the id that ends it: what the template writes after that, the model never does."""
+  answer = small.encode_answer(QUESTION, "Two.", (IM_END,))
+  turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "Two."}]
+  whole = small.hf.apply_chat_template(turns, tokenize=True, return_dict=False)
+  assert all_text(small, answer) == "Two.<|im_end|>"
+  assert [*small.encode_prompt(QUESTION), *answer] == whole[: len(whole) - len(small.hf("\n")["input_ids"])]
+  assert small.encode_answer(turns[:1], "Two.", (IM_END,)) == answer
+
+
+def test_an_answer_without_a_template_ends_where_the_model_would_end_it(small, tmp_path, write_tokenizer):
+  bos = load_tokenizer(write_tokenizer(tmp_path, [QUESTION], 290, bos=True))
+  for tokenizer in (small, bos):
+    text = functools.partial(tokenizer.encode_answer, QUESTION, chat=False)
+    assert all_text(tokenizer, text("Two.", (0, IM_END))) == "Two.<|im_end|>"  # the tokenizer's own, no other before it
+    assert all_text(tokenizer, text("Two.", (0,))) == "Two.<|endoftext|>"  # where it never ends an answer
+    assert all_text(tokenizer, text("Two.<|im_end|> Or three.", (0, IM_END))) == "Two.<|im_end|>"
+    assert text("", (IM_END,)) == [IM_END]
+
+
+def test_a_template_that_opens_a_turn_otherwise_gives_the_bare_answer(tmp_path, write_tokenizer):
+  """As templates of reasoning models do: a begun turn has a mark that a finished one has lost."""
+  template = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<|endoftext|>{% endif %}"
+  )
+  tokenizer = load_tokenizer(write_tokenizer(tmp_path, [QUESTION], 290, chat_template=template))
+  assert all_text(tokenizer, tokenizer.encode_answer(QUESTION, "Two.", (IM_END,))) == "Two.<|im_end|>"
+
+
 def test_decode_leaves_special_tokens_out_and_text_alone(small):
   text = "a  b , c  é\n"
   assert small.decode([*small.encode_prompt(text, chat=False), IM_END]) == text
@@ -102,6 +133,8 @@ def test_the_first_ids_that_differ_are_named(small_folder, small, tmp_path):
     check_pair(small, other)
   assert "\n" not in str(raised.value)
   assert "sizes" not in str(raised.value)
+  with pytest.raises(InputError, match=r"student and reference.*choose a reference"):
+    check_pair(small, other, "reference")
 
 
 def test_different_sizes_are_named(small_folder, small, tmp_path):

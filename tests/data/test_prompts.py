@@ -43,6 +43,24 @@ def test_jsonl_rows_become_ids_answers_and_texts(small, tmp_path):
   assert prompts.dropped_long == 0
 
 
+def test_answers_as_ids_and_prompts_for_the_teacher(small, tmp_path):
+  """A row stays where both of its prompts fit; what belongs together stays together."""
+  hints = ["How many, of two?", "How many eggs are left of the two and three and four and five?", "How many are two?"]
+  rows = [{"question": "How many?", "answer": i, "hint": hint} for i, hint in enumerate(hints)]
+  path = write_jsonl(tmp_path / "a.jsonl", rows)
+  lengths = [len(small.encode_prompt(hint)) for hint in hints]
+  longest = max(lengths[0], lengths[2])
+  assert longest < lengths[1]
+  prompts = read(path, small, stop_ids=(2,), teacher_field="hint", max_teacher=longest)
+  assert prompts.dropped_long == 1 and prompts.answers == ("0", "2")
+  assert [list(ids) for ids in prompts.teacher_ids] == [small.encode_prompt(hints[i]) for i in (0, 2)]
+  assert [small.hf.decode(ids) for ids in prompts.answer_ids] == ["0<|im_end|>", "2<|im_end|>"]
+  assert len(prompts.token_ids) == 2 and read(path, small).answer_ids == read(path, small).teacher_ids == ()
+  expected = f"the limit is 100, the teacher: the shortest has {min(lengths)} tokens, the limit is 3"
+  assert expected in refusal(path, small, teacher_field="hint", max_teacher=3)
+  assert "hint" in refusal(write_jsonl(tmp_path / "b.jsonl", rows[:1]), small, teacher_field="hnt", max_teacher=99)
+
+
 def test_parquet_gives_what_jsonl_gives(small, tmp_path):
   rows = [{"prompt": MESSAGES, "reward_model": {"ground_truth": str(i)}, "other": i} for i in range(5)]
   jsonl = write_jsonl(tmp_path / "a.jsonl", rows)

@@ -23,6 +23,7 @@ from opd_jax.objectives import (
 
 B, S, D, E, V, K = 4, 7, 8, 12, 30, 5
 UNIFORM = TokenWeights()
+POSITIONS = np.broadcast_to(np.arange(S), (B, S))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def run(objective, batch, weights=UNIFORM):
   """Loss, its gradient in the student's hidden states and head, and the rest."""
   (hidden, head, teacher_hidden, teacher_head), tokens, mask, behaviour, entropy = jax.tree.map(jnp.asarray, batch)
   weights_bs = weights(tokens, mask)
-  signals = Signals(tokens, mask, weights_bs, behaviour.astype(jnp.float32), entropy.astype(jnp.float32))
+  signals = Signals(tokens, POSITIONS, mask, weights_bs, behaviour.astype(jnp.float32), entropy.astype(jnp.float32))
 
   def loss(hidden, head):
     answer = objective(Reading(hidden, head), Reading(teacher_hidden, teacher_head), signals)
@@ -216,7 +217,7 @@ def test_a_kind_that_is_no_sum_of_terms_is_named(kind, words):
 def test_scores_are_read_only_where_a_term_needs_them(batch):
   def products(objective):
     (hidden, head, teacher_hidden, teacher_head), tokens, mask, behaviour, entropy = jax.tree.map(jnp.asarray, batch)
-    signals = Signals(tokens, mask, TokenWeights()(tokens, mask), behaviour, entropy)
+    signals = Signals(tokens, POSITIONS, mask, UNIFORM(tokens, mask), behaviour, entropy)
 
     def loss(hidden, head):
       return objective(Reading(hidden, head), Reading(teacher_hidden, teacher_head), signals).value

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd_jax.objectives.policy_gradient import PolicyGradient, clipped_surrogate, return_to_go
-from opd_jax.objectives.term import SCORES, Signals
+from opd_jax.objectives.term import OWN_TOKENS, SCORES, Signals
 
 
 def baseline(new, old, teacher, mask, gamma, clip, dual_clip, largest):
@@ -47,6 +47,7 @@ def arrays(seed, rows=4, width=6):
 def signals_of(new, old, teacher, mask):
   return Signals(
     tokens_bs=jnp.zeros(mask.shape, jnp.int32),
+    positions_bs=jnp.zeros(mask.shape, jnp.int32),
     mask_bs=jnp.asarray(mask),
     weights_bs=jnp.asarray(mask / mask.sum()),
     behaviour_logprob_bs=jnp.asarray(old),
@@ -76,11 +77,13 @@ def test_released_baseline(gamma, clip, dual_clip, largest):
 
 def test_what_is_not_asked_for_is_not_computed():
   mask = arrays(0)[3]
-  bare = Signals(jnp.zeros(mask.shape, jnp.int32), jnp.asarray(mask), jnp.ones(mask.shape), jnp.zeros(mask.shape))
-  assert PolicyGradient().needs == frozenset()
+  bare = Signals(
+    *2 * [jnp.zeros(mask.shape, jnp.int32)], jnp.asarray(mask), jnp.ones(mask.shape), jnp.zeros(mask.shape)
+  )
+  assert PolicyGradient().needs == {OWN_TOKENS}
   (call,) = PolicyGradient().calls(bare)
   assert call.kind == "sampled" and call.advantages_bs is None
-  assert PolicyGradient(gamma=0.5).needs == {SCORES}
+  assert PolicyGradient(gamma=0.5).needs == {OWN_TOKENS, SCORES}
 
 
 def test_extrapolation_is_that_of_g_opd():

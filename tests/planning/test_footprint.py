@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from opd_jax import config as configs
 from opd_jax import models
 from opd_jax.command_line import load_config
 from opd_jax.config import from_config_dict
@@ -60,6 +61,31 @@ def test_a_teacher_in_int8_takes_the_bytes_of_its_arrays(config, tiny_pair):
   teacher = models.quantize_and_free(models.load(tiny_pair / "teacher", dtype=jnp.float32, mesh=mesh))
   for planned in (mesh, abstract_mesh(config, 8)):
     assert resident(config, architectures, planned).teacher == on_first_device(teacher)
+
+
+def test_what_is_scored_beside_the_student_is_counted(config, tiny_pair):
+  """A frozen teacher and a reference; or a teacher that follows the student, in float32 whatever its computation."""
+  mesh = make_mesh((2, 2, 2), jax.devices()[:8])
+
+  def bytes_of(name, dtype):
+    return on_first_device(models.load(tiny_pair / name, dtype=dtype, mesh=mesh))
+
+  reference = configs.Reference(str(tiny_pair / "student"), "bfloat16")
+  extrapolated = dataclasses.replace(config.objective, kind="extrapolated")
+  three = dataclasses.replace(config, reference=reference, objective=extrapolated)
+  follows = dataclasses.replace(config, teacher=configs.Teacher("student", "bfloat16", ema=0.1))
+  for changed, scored in (
+    (three, bytes_of("teacher", "float32") + bytes_of("student", "bfloat16")),
+    (follows, bytes_of("student", "float32")),
+  ):
+    architectures = read_architectures(changed)
+    assert resident(changed, architectures, mesh).teacher == scored
+    programs = {program.name: program for program in list_programs(changed, architectures, mesh)}
+    kept = bytes_on_chip(programs["update"].arguments) - bytes_on_chip(programs["update"].batch)
+    assert kept == resident(changed, architectures, mesh).total
+  update = next(p for p in list_programs(three, read_architectures(three), mesh) if p.name == "update")
+  more, less = (model_temporaries(c, read_architectures(c), update, mesh) for c in (three, config))
+  assert more.fixed > less.fixed and more.rows > less.rows
 
 
 def test_the_layers_of_a_teacher_in_int8_take_half():

@@ -56,7 +56,7 @@ CONFIG = from_config_dict(
   check=False,
 )
 # Names of the arguments of a program; these programs take every array of a run, in training or in decoding.
-TRAINING = {"update": ("state", "teacher", "rollout")}
+TRAINING = {"update": ("state", "", "")}  # the names of a batch's and of the frozen models' parts are their own
 DECODING = {
   "rollout": ("state/student", "prompts_bp", "prompt_mask_bp", "horizon", "seed", "step", "rows_r"),
   "evaluate_greedy (teacher)": ("teacher",),
@@ -138,7 +138,7 @@ def test_every_program_leaves_its_results_where_the_next_one_takes_them(programs
   handed_on = (
     (compiled["decode_layout"].output_shardings, programs["rollout"].arguments[0]),
     (compiled["decode_layout (teacher)"].output_shardings, programs["evaluate_greedy (teacher)"].arguments[0]),
-    (compiled["rollout"].output_shardings, programs["update"].arguments[2]),
+    (compiled["rollout"].output_shardings, programs["update"].arguments[2].rollout),
     (compiled["update"].output_shardings[0], programs["update"].arguments[0]),
   )
   for results, arguments in handed_on:

@@ -17,8 +17,9 @@ from opd_jax.data import pad_left
 from opd_jax.distributed import fetch, place_rows
 from opd_jax.rollout import Sampling, sample_completions
 from opd_jax.training import open_run, train
+from opd_jax.training.batch import Batch
 from opd_jax.training.programs import Architectures, list_programs
-from opd_jax.training.state import init_state, make_optimizer
+from opd_jax.training.state import Frozen, init_state, make_optimizer
 
 BUCKET = 8
 ONE, CUBE = (1, 1, 1), (2, 2, 2)
@@ -52,7 +53,8 @@ class Step:
     run = self.run
     student, teacher = (models.load(p, dtype="float32", mesh=run.mesh) for p in (run.student_path, run.teacher_path))
     state = init_state(student, make_optimizer(run.config))
-    _, metrics = run.table.run("update", BUCKET, state, teacher, place_rows(run.mesh, rollout))
+    batch = Batch(place_rows(run.mesh, rollout))
+    _, metrics = run.table.run("update", BUCKET, state, Frozen(teacher), batch)
     return {name: metric.to_float() for name, metric in metrics.items()}
 
 

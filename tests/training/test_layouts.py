@@ -16,7 +16,8 @@ from opd_jax.config import from_config_dict
 from opd_jax.distributed import fetch, make_mesh, place_rows
 from opd_jax.models.parameters import nested, shardings
 from opd_jax.programs import ProgramTable
-from opd_jax.training.state import init_state, make_optimizer
+from opd_jax.training.batch import Batch
+from opd_jax.training.state import Frozen, init_state, make_optimizer
 from opd_jax.training.step import define_programs
 
 LAYOUTS = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 4))  # data, fsdp, tensor
@@ -84,7 +85,8 @@ class Step:
   def update(self, rollout):
     """Metrics, and the gradient by name of parameter. Uses up the student."""
     state = init_state(self.student, make_optimizer(CONFIG))
-    state, metrics = self.run("update", BUCKET, state, self.teacher, place_rows(self.mesh, rollout))
+    batch = Batch(place_rows(self.mesh, rollout))
+    state, metrics = self.run("update", BUCKET, state, Frozen(self.teacher), batch)
     gradient = jax.tree_util.tree_leaves_with_path(fetch(optax.tree_utils.tree_get(state.opt_state, "mu")))
     named = {jax.tree_util.keystr(path): leaf for path, leaf in gradient}
     return {name: metric.to_float() for name, metric in metrics.items()}, named

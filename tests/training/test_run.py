@@ -15,8 +15,9 @@ from opd_jax.errors import InputError
 from opd_jax.rollout import Rollout
 from opd_jax.telemetry.workdir import sole_writer
 from opd_jax.training import open_run, train
+from opd_jax.training.batch import Batch
 from opd_jax.training.checkpoint import Checkpointer
-from opd_jax.training.state import abstract_state, make_optimizer
+from opd_jax.training.state import Frozen, abstract_state, make_optimizer
 
 TIMES = ("seconds_", "compiles", "unplanned_compiles", "host_memory_peak", "cpu_seconds")
 
@@ -237,7 +238,7 @@ def test_a_checkpoint_gives_the_same_loss_on_any_mesh(evaluated, cube):
     state = checkpoints.restore(abstract_state(opened.pair.student, make_optimizer(opened.config), opened.mesh))
     checkpoints.close()
     teacher = models.load(opened.teacher_path, dtype="float32", mesh=opened.mesh)
-    _, metrics = opened.table.run("update", S, state, teacher, place_rows(opened.mesh, batch))
+    _, metrics = opened.table.run("update", S, state, Frozen(teacher), Batch(place_rows(opened.mesh, batch)))
     assert int(jax.device_get(metrics["tokens"].total)) == lengths.sum()
     return metrics["loss"].to_float()
 

@@ -14,7 +14,8 @@ from opd_jax.config import from_config_dict
 from opd_jax.distributed import make_mesh
 from opd_jax.objectives import TokenWeights, make_objective
 from opd_jax.rollout import Rollout
-from opd_jax.training.state import TrainState, learning_rate, make_optimizer
+from opd_jax.training.batch import Batch
+from opd_jax.training.state import Frozen, TrainState, learning_rate, make_optimizer
 from opd_jax.training.step import update
 
 VOCAB, B, P, S = 40, 8, 6, 5
@@ -70,13 +71,17 @@ def step(pair, batch, *, kind="reverse_kl", micro_batches=1, remat=False, temper
     bucket=batch.completion_mask_bs.shape[1],
     objective=make_objective(from_config_dict({"objective": objective}, check=False).objective, VOCAB),
     token_weights=TokenWeights(),
+    eos_ids=(3,),
     optimizer=KEEP,
     dtype=dtype,
     micro_batches=micro_batches,
     remat=remat,
+    teacher_dtype=dtype,
+    ema=0.0,
     compare_decoding=True,
   )
-  state, metrics = jax.jit(run)(TrainState(student, KEEP.init(student.params), jnp.int32(0)), teacher, batch)
+  state = TrainState(student, KEEP.init(student.params), jnp.int32(0))
+  state, metrics = jax.jit(run)(state, Frozen(teacher), Batch(batch))
   return state.opt_state, {name: metric.to_float() for name, metric in metrics.items()}
 
 

@@ -9,7 +9,7 @@ from opd_jax.command_line import load_config
 from opd_jax.training.checkpoint import Progress
 from opd_jax.training.pipeline import Pipeline
 from opd_jax.training.run import open_run
-from opd_jax.training.state import init_state, make_optimizer
+from opd_jax.training.state import Frozen, init_state, make_optimizer
 
 
 def main() -> None:
@@ -31,8 +31,9 @@ def main() -> None:
   run = open_run(config, folder / "run")
   teacher = models.load(run.teacher_path, dtype="float32", mesh=run.mesh)
   student = models.load(run.student_path, dtype="float32", mesh=run.mesh)
-  steps = Pipeline(run, teacher, init_state(student, make_optimizer(config)), Progress(0, seed, 0, None, ""))
-  del student  # used up
+  state = init_state(student, make_optimizer(config))
+  steps = Pipeline(run, Frozen(teacher), state, Progress(0, seed, 0, None, ""))
+  del student, state  # used up
   curve, spent, compiling, tokens = [], 0.0, 0.0, 0
   for step in range(1, config.steps + 1):
     started = cpu_seconds()

@@ -15,10 +15,11 @@ from opd_jax.models import read_architecture
 from opd_jax.pair import Pair
 from opd_jax.programs import ProgramTable
 from opd_jax.telemetry.metrics import to_floats
+from opd_jax.training.batch import Batch
 from opd_jax.training.checkpoint import Progress
 from opd_jax.training.pipeline import Pipeline
 from opd_jax.training.run import Run
-from opd_jax.training.state import init_state, make_optimizer
+from opd_jax.training.state import Frozen, init_state, make_optimizer
 from opd_jax.training.step import define_programs
 
 
@@ -50,6 +51,7 @@ def make_run(job: dict, steps: int) -> Run:
     pair=pair,
     student_path=job["student"],
     teacher_path=job["teacher"],
+    reference_path="",
     prompts=prompts,
     evaluator=None,
     horizon=config.horizon.build(),
@@ -60,7 +62,7 @@ def make_run(job: dict, steps: int) -> Run:
 def load(run: Run):
   teacher = models.load(run.teacher_path, dtype="float32", mesh=run.mesh)
   student = models.load(run.student_path, dtype="float32", mesh=run.mesh)
-  return init_state(student, make_optimizer(run.config)), teacher
+  return init_state(student, make_optimizer(run.config)), Frozen(teacher)
 
 
 def write(run: Run, student, prompts: list[list[int]]):
@@ -74,18 +76,18 @@ def write(run: Run, student, prompts: list[list[int]]):
 
 def loss_of_first_step(job: dict) -> None:
   run = make_run(job, 1)
-  state, teacher = load(run)
+  state, frozen = load(run)
   rollout = write(run, state.student, job["prompts"])
   tokens = np.asarray(rollout.tokens_bs).tolist()
-  _, metrics = run.table.run("update", run.config.horizon.max, state, teacher, rollout)
+  _, metrics = run.table.run("update", run.config.horizon.max, state, frozen, Batch(rollout))
   numbers = to_floats(metrics)
   answer(["jax"], tokens=tokens, loss=numbers["loss"], grad_norm=numbers["grad_norm"])
 
 
 def time_steps(job: dict) -> None:
   run = make_run(job, job["steps"] + 1)
-  state, teacher = load(run)
-  steps = Pipeline(run, teacher, state, Progress(0, 0, 0, None, ""))
+  state, frozen = load(run)
+  steps = Pipeline(run, frozen, state, Progress(0, 0, 0, None, ""))
   del state  # used up by the first step
   loaded = peak_bytes()
   started = cpu_seconds()
