@@ -5,7 +5,7 @@ Nothing here reads a weight, so a pair that cannot work together is refused in s
 
 import dataclasses
 
-from opd_jax.data import Tokenizer, check_pair, load_tokenizer, stop_ids
+from opd_jax.data import Finding, Tokenizer, audit_tokenizers, check_pair, load_tokenizer, stop_ids
 from opd_jax.errors import InputError
 from opd_jax.models import Architecture, read_architecture
 
@@ -19,6 +19,7 @@ class Pair:
     eos_ids: ids that end the student's answer.
     vocab_size: ids that have a text; heads may be padded beyond.
     student, teacher, reference: architectures.
+    findings: what the tokenizers of student and teacher differ in all the same.
   """
 
   tokenizer: Tokenizer
@@ -26,6 +27,7 @@ class Pair:
   vocab_size: int
   student: Architecture
   teacher: Architecture
+  findings: tuple[Finding, ...]
   reference: Architecture | None = None
 
 
@@ -34,13 +36,16 @@ def open_pair(student_path: str, teacher_path: str, reference_path: str = "") ->
   others = {"teacher": teacher_path} | ({"reference": reference_path} if reference_path else {})
   paths = {"student": student_path} | others
   architectures = {role: read_architecture(path) for role, path in paths.items()}
-  tokenizer = load_tokenizer(student_path)
-  for role, path in others.items():
-    check_pair(tokenizer, load_tokenizer(path), role)
+  tokenizers = {role: load_tokenizer(path) for role, path in paths.items()}
+  tokenizer = tokenizers["student"]
+  for role in others:
+    check_pair(tokenizer, tokenizers[role], role)
   for role, path in paths.items():
     if tokenizer.size > architectures[role].vocab_size:
       raise InputError(
         f"{path}: its tokenizer has {tokenizer.size} ids, but config.json gives the model only "
         f"{architectures[role].vocab_size}: the tokenizer belongs to another model"
       )
-  return Pair(tokenizer, stop_ids(student_path, tokenizer), tokenizer.size, **architectures)
+  stops = [stop_ids(paths[role], tokenizers[role]) for role in ("student", "teacher")]
+  findings = audit_tokenizers(tokenizer, tokenizers["teacher"], *stops)
+  return Pair(tokenizer, stops[0], tokenizer.size, **architectures, findings=tuple(findings))

@@ -30,7 +30,7 @@ def audit_tokenizers(
   teacher: Tokenizer,
   student_stop: Sequence[int],
   teacher_stop: Sequence[int],
-  texts: Sequence[str],
+  texts: Sequence[str] = (),
 ) -> list[Finding]:
   """Compares what the ids alone do not tell.
 

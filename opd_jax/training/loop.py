@@ -24,6 +24,7 @@ from opd_jax.errors import InputError
 from opd_jax.hub import model_folder
 from opd_jax.models import Model
 from opd_jax.programs import unplanned_compiles
+from opd_jax.telemetry.alarms import Alarms
 from opd_jax.telemetry.console import StepProgress, number
 from opd_jax.telemetry.workdir import RunLog, make_workdir, sole_writer, write_config
 from opd_jax.training.checkpoint import Checkpointer, Progress, identity
@@ -73,6 +74,7 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
   first = progress.step
   shown = {"every": config.log.every, "gap": config.rollout.int8}
   with StepProgress(config.steps, start=first, stream=stream, **shown) as console:
+    console.pair(_pair_rows(run))
     if run.prompts.dropped_long:
       limits = f"rollout.max_prompt={config.rollout.max_prompt} tokens"
       if config.teacher_prompt:
@@ -98,7 +100,7 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
     if first >= config.steps and run.evaluator:
       evaluate(state.student, "student", first)
     del state  # the pipeline's to use up
-    unplanned, finite = None, True
+    unplanned, finite, alarms = None, True, Alarms()
 
     def record(row: dict[str, Any] | None) -> None:
       if row is None:
@@ -114,6 +116,8 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
         row |= about_teacher
       log.step(row)
       console.step(row)
+      for line in alarms(row):
+        console.note(line)
       if row["unplanned_compiles"] and config.log.fail_on_unplanned_compile:
         raise InputError(
           f"step {row['step']}: XLA compiled something outside the program table "
@@ -141,6 +145,21 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
         console.note(f"SIGTERM: step {step} is saved; the same command goes on from there")
         raise SystemExit(PREEMPTED)
     _profile(run, None, tracing)
+
+
+def _pair_rows(run: Run) -> list[tuple[str, str, str, str]]:
+  """What is said of the pair before the first step: aspect, student, teacher, what to do."""
+  c, pair = run.config, run.pair
+  rows = [(f.aspect, f.student, f.teacher, f.note) for f in pair.findings]
+  heads = (f"{pair.vocab_size:,} of {model.vocab_size:,}" for model in (pair.student, pair.teacher))
+  rows.append(("ids with a text", *heads, ""))
+  scored = c.objective.teacher_temperature or c.objective.temperature
+  written = f"{c.rollout.temperature:g} writing, {c.objective.temperature:g} scored"
+  rows.append(("temperature", written, f"{scored:g} scored", ""))
+  masked = [f"the first {text!r}" for text in c.objective.mask_first] + [repr(text) for text in c.objective.mask_all]
+  if masked:
+    rows.append(("left out of the loss", ", ".join(masked), "", ""))
+  return rows
 
 
 def _evaluation_is_due(config: configs.Eval, step: int) -> bool:
