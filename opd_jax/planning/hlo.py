@@ -4,7 +4,7 @@ A computation runs as often as whoever calls it; a loop's body as often as the l
 counts a body once, which for a scan over layers or a decode loop is wrong by the number of layers or tokens.
 
     ENTRY main          x 1
-      while (decode)    x bucket    its limit is the traced horizon
+      while (decode)    x bucket    compare(t, horizon) and compare(rows, 0): its limit is traced
         while (layers)  x 28        compare(i, constant(28))
           all-gather    x 28 bucket
           conditional   x 28 bucket as the branch of most cycles
@@ -26,6 +26,7 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _KERNEL_BYTES = re.compile(r'"cost_estimate":\{[^}]*"bytes_accessed":"(\d+)"')
 _ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]")
 _INTEGER = re.compile(r"^[su]\d+\[\]")
+_GAVE_UP = 2**63 - 1  # cycles of a fusion that the compiler has no estimate for, such as one that waits for a transfer
 _CYCLE, _KERNEL = "cycle", "kernel"
 
 
@@ -37,7 +38,8 @@ class Work:
     collectives: kind -> how many the program's text holds.
     collective_bytes: kind -> bytes of their results, each as often as it runs.
     cycles: estimated by the TPU compiler for its fusions, each as often as it runs; None where it gives none.
-    kernel_bytes: that Pallas kernels move by their own estimate (the compiler has none), each as often as it runs.
+    kernel_bytes: moved by what the compiler has no cycles for, each as often as it runs: by Pallas kernels, as they
+      estimate themselves, and the results of fusions that it gave up on.
   """
 
   collectives: dict[str, int]
@@ -73,7 +75,9 @@ def read_work(text: str, open_trips: int) -> Work:
         total[kind] += _bytes(instruction)
       found = _CYCLES.search(instruction.rest)
       if found and not fused:
-        total[_CYCLE] += int(found[1])
+        cycles = int(found[1])
+        total[_CYCLE] += cycles if cycles < _GAVE_UP else 0
+        total[_KERNEL] += _bytes(instruction) if cycles >= _GAVE_UP else 0
       if moved := _KERNEL_BYTES.search(instruction.rest):
         total[_KERNEL] += int(moved[1])
       turns = _turns(instruction, computations, open_trips) if instruction.opcode == "while" else 1
@@ -121,15 +125,16 @@ def _turns(loop: _Instruction, computations: dict[str, list[_Instruction]], open
     return int(told[1])
   condition = [instruction for name in loop.called("condition") for instruction in computations.get(name, ())]
   limits = [i for i in condition if i.opcode == "constant" and _INTEGER.match(i.type)]
-  return int(limits[0].rest.split(")")[0]) if len(limits) == 1 else open_trips
+  one_test = sum(i.opcode == "compare" for i in condition) <= 1  # of several, a traced one may end it: `and`
+  return int(limits[0].rest.split(")")[0]) if one_test and len(limits) == 1 else open_trips
 
 
-def _bytes(collective: _Instruction) -> int:
-  """Bytes of a collective's result. The type of a `-start` is a tuple of operand, result and bookkeeping."""
+def _bytes(instruction: _Instruction) -> int:
+  """Bytes of an instruction's result. That of a collective's `-start` is a tuple of operand, result and bookkeeping."""
   sizes = [
     math.prod(int(n) for n in shape.split(",") if n) * max(1, int(re.search(r"\d+", kind)[0]) // 8)
     if kind != "pred"
     else math.prod(int(n) for n in shape.split(",") if n)
-    for kind, shape in _ARRAY.findall(collective.type)
+    for kind, shape in _ARRAY.findall(instruction.type)
   ]
-  return max(sizes, default=0) if collective.opcode.endswith("-start") else sum(sizes)
+  return max(sizes, default=0) if instruction.opcode.endswith("-start") else sum(sizes)

@@ -27,13 +27,16 @@ MODULE = """HloModule jit_f, is_scheduled=true
   %ag = (bf16[2,4]{1,0}, bf16[16,4]{1,0}, u32[]{:S(2)}) all-gather-start(%w), dimensions={0}
   %ag.done = bf16[16,4]{1,0} all-gather-done(%ag)
   %k = f32[8]{0} custom-call(%ag.done), backend_config={"cost_estimate":{"flops":"7","bytes_accessed":"640"}}
+  %g = f32[32]{0} fusion(%ag.done), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"9223372036854775807"}
   ROOT %f = f32[8]{0} fusion(%ag.done), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"100"}
 }
 
 %decode_cond (p: (s32[], s32[])) -> pred[] {
-  %one = pred[] constant(true)
-  %done = u32[]{:T(128)} all-reduce(%x), to_apply=%and
-  ROOT %lt.2 = pred[] compare(%a, %b), direction=LT
+  %none = s32[]{:T(128)} constant(0)
+  %rows = u32[]{:T(128)} all-reduce(%x), to_apply=%add
+  %some = pred[] compare(%rows, %none), direction=GT
+  %lt.2 = pred[] compare(%a, %b), direction=LT
+  ROOT %both = pred[] and(%lt.2, %some)
 }
 
 %decode_body (p: (s32[], s32[])) -> (s32[], s32[]) {
@@ -53,7 +56,7 @@ def test_text_is_counted_once_and_run_as_often_as_it_runs():
   layers = 3 + 10 * 28
   assert work.collective_bytes == {"all-gather": layers * 16 * 4 * 2, "all-reduce": 10 * 4}
   assert work.cycles == layers * 100  # what is inside a fusion is in the fusion's own number
-  assert work.kernel_bytes == layers * 640
+  assert work.kernel_bytes == layers * (640 + 32 * 4)  # and the result of a fusion that the compiler gave up on
 
 
 def test_a_compiled_scan_of_reductions():
