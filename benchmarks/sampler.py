@@ -31,9 +31,10 @@ _FULL = flags.DEFINE_list("full_width", ["2048"], "horizons at which the same wi
 _SETTINGS = flags.DEFINE_list("settings", ["sampled", "greedy", "top_p"], "of these")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "calls, after one that is not timed; 2 from 1,024 tokens on")
 _INT8 = flags.DEFINE_bool("int8", False, "measure each case with the layers' weights in int8 too")
+_ROWS = flags.DEFINE_integer("rows", 8, "completions at once")
 _OUT = flags.DEFINE_string("out", None, "path of the two files, without extension")
 
-ROWS, PROMPT = 8, 32
+PROMPT = 32
 SAMPLING = {"sampled": Sampling(1.0), "greedy": Sampling(0.0), "top_p": Sampling(1.0, 0, 0.9)}
 CONFIG = {
   "model_type": "qwen3",
@@ -54,9 +55,10 @@ CONFIG = {
 def measure(full: models.Model, horizon: int, setting: str, staged: bool, int8: bool) -> dict:
   """One row of the table."""
   model = jax.block_until_ready(jax.jit(models.quantize)(full)) if int8 else full
-  prompts_bp = np.asarray(jax.random.randint(jax.random.key(1), (ROWS, PROMPT), 0, CONFIG["vocab_size"]), np.int32)
-  numbers = (np.int32(horizon), np.uint32(0), np.uint32(0), np.arange(ROWS, dtype=np.uint32))
-  arguments = (model, prompts_bp, np.ones((ROWS, PROMPT), bool), *numbers)
+  shape = _ROWS.value, PROMPT
+  prompts_bp = np.asarray(jax.random.randint(jax.random.key(1), shape, 0, CONFIG["vocab_size"]), np.int32)
+  numbers = (np.int32(horizon), np.uint32(0), np.uint32(0), np.arange(_ROWS.value, dtype=np.uint32))
+  arguments = (model, prompts_bp, np.ones(shape, bool), *numbers)
   static = dict(bucket=horizon, sampling=SAMPLING[setting], eos_ids=(), vocab_size=CONFIG["vocab_size"])
   widths = sampler.stage_widths if staged else lambda prompt, bucket: (prompt - 1 + bucket,)
   started = time.process_time()
@@ -69,7 +71,7 @@ def measure(full: models.Model, horizon: int, setting: str, staged: bool, int8: 
     rollout = jax.block_until_ready(write(*arguments))
     tokens = int(rollout.completion_mask_bs.sum())
     least = min(least, time.process_time() - started)
-  assert tokens == ROWS * horizon
+  assert tokens == _ROWS.value * horizon
   return {
     "horizon": horizon,
     "setting": setting,
@@ -94,8 +96,8 @@ def gap(model: models.Model, rollout: Rollout, temperature: float) -> jax.Array:
 
 def table(rows: list[dict]) -> str:
   lines = [
-    f"{ROWS} rows, prompts of {PROMPT} tokens, 11.5M parameters, float32, one thread of a {platform.machine()} CPU, "
-    f"jax {jax.__version__}, Python {platform.python_version()}.",
+    f"{_ROWS.value} rows, prompts of {PROMPT} tokens, 11.5M parameters, float32, one thread of a "
+    f"{platform.machine()} CPU, jax {jax.__version__}, Python {platform.python_version()}.",
     "",
     "| H | tokens | cache | layers | gap | tokens per CPU-second | CPU-seconds | compile, CPU-seconds |",
     "|---|---|---|---|---|---|---|---|",

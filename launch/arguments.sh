@@ -100,6 +100,11 @@ complete_entry_point() {
   entry_point=("$1" -m opd_jax.train "${training[@]}")
 }
 
+# check_interpreter PYTHON: it must be on this machine.
+check_interpreter() {
+  command -v "$1" >/dev/null || bad_input "--python=$1: no such interpreter; give one that has the packages of opd_jax"
+}
+
 # The interpreter of this machine: that of `make`, where it has been used.
 local_python() {
   if [[ -x .venv/bin/python ]]; then echo .venv/bin/python; else echo python3; fi

@@ -27,6 +27,7 @@ positive hosts
   bad_input "--memory=${options[memory]} is not a share: give 0.01 to 1.0"
 [[ ${options[gpus]:-0} =~ ^[0-9]+(,[0-9]+)*$ ]] ||
   bad_input "--gpus=${options[gpus]} is not a list of numbers: give --gpus=0,1"
+check_interpreter "${options[python]}"
 complete_entry_point "${options[python]}"
 
 place=(JAX_PLATFORMS=cuda "XLA_PYTHON_CLIENT_MEM_FRACTION=${options[memory]}")

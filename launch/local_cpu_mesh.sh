@@ -18,6 +18,7 @@ source "$here/arguments.sh"
 declare -A options=([devices]=8 [python]=$(local_python)) switches=()
 read_arguments "$@"
 positive devices
+check_interpreter "${options[python]}"
 complete_entry_point "${options[python]}"
 
 perform_last env JAX_PLATFORMS=cpu "XLA_FLAGS=$(cpu_devices "${options[devices]}")" \

@@ -21,12 +21,14 @@ source "$here/arguments.sh"
 declare -A options=([processes]=2 [devices]=4 [port]="" [patience]=90 [python]=$(local_python)) switches=()
 read_arguments "$@"
 positive processes devices patience
+check_interpreter "${options[python]}"
 complete_entry_point "${options[python]}"
 if [[ -z ${options[port]} ]]; then
   listen='import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'
   options[port]=$("${options[python]}" -c "$listen")
 fi
 positive port
+((options[port] < 65536)) || bad_input "--port=${options[port]} is no port: give one from 1 to 65535"
 
 declare -A running=() # pid -> process id
 # shellcheck disable=SC2329  # the trap calls it

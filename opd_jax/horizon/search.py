@@ -91,14 +91,15 @@ def _undominated(states: list[tuple[float, float, tuple]]) -> list[tuple[float, 
 
 
 @functools.lru_cache(maxsize=8)
-def auto_ladder(horizon: Horizon, steps: int, prompt: int) -> tuple[int, ...]:
+def auto_ladder(horizon: Horizon, steps: int, prompt: int, ahead: bool = False) -> tuple[int, ...]:
   """The best ladder of a schedule under `default_costs`, with the schedule's maximum as the last rung.
 
   Args:
     horizon: a function of the step alone; every row is taken to reach it.
     steps: of the run.
     prompt: columns of the prompt, in tokens.
+    ahead: a compiler works in the background, so that more rungs pay.
   """
   workload = Workload.of(horizon, steps)
-  ladder = best_ladder(workload, default_costs(workload.horizons[-1], prompt))
+  ladder = best_ladder(workload, default_costs(workload.horizons[-1], prompt), ahead=ahead)
   return ladder if ladder[-1] == horizon.maximum else (*ladder, horizon.maximum)

@@ -81,15 +81,14 @@ def _config_and_companions(model: Model, source: str | os.PathLike | None) -> tu
 @contextlib.contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
   """A hidden sibling folder to write in, renamed to `path` at the end: a kill leaves no half-written `path`."""
-  path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.parent / f".{path.name}.partial-{uuid.uuid4().hex[:8]}"
-  partial.mkdir()
   try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.mkdir()
     yield partial
-    try:
-      partial.rename(path)
-    except OSError:
-      raise InputError(f"{path}: was made by somebody else meanwhile; choose another folder") from None
+    partial.rename(path)
+  except OSError as error:  # a full disk, no permission, no such place, or somebody else was there first
+    raise InputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
   finally:
     shutil.rmtree(partial, ignore_errors=True)
 

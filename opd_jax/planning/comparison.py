@@ -13,6 +13,8 @@ from opd_jax.errors import InputError
 from opd_jax.horizon import Lengths, Workload
 from opd_jax.planning.cost_fit import CostFit, fit_costs
 from opd_jax.planning.policies import (
+  AUTO,
+  AUTO_AHEAD,
   Oracle,
   Outcome,
   auto_policies,
@@ -38,9 +40,10 @@ class ScheduleOutcomes:
   oracle: Oracle
   outcomes: list[Outcome]
 
-  @property
-  def auto(self) -> Outcome:
-    return next(outcome for outcome in self.outcomes if outcome.policy.name == "auto")
+  def auto(self, ahead: bool) -> Outcome:
+    """Of the ladder that `auto` takes; `ahead`: with a compiler in the background."""
+    named = {outcome.policy.name: outcome for outcome in self.outcomes}
+    return named.get(AUTO_AHEAD, named[AUTO]) if ahead else named[AUTO]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,8 @@ class Comparison:
 
   @property
   def advice(self) -> str:
-    rungs = ",".join(map(str, next(s for s in self.schedules if s.name == self.own).auto.rungs))
+    own = next(s for s in self.schedules if s.name == self.own)
+    rungs = ",".join(map(str, own.auto(self.config.horizon.compile_ahead).rungs))
     if int(rungs.rpartition(",")[2]) < self.config.horizon.max:
       rungs += f",{self.config.horizon.max}"
     return f"The best ladder for this run: --config.horizon.buckets={rungs}"

@@ -35,6 +35,7 @@ from opd_jax.horizon import (
 )
 from opd_jax.planning.cost_fit import CostFit
 
+AUTO, AUTO_AHEAD = "auto", "auto, compile ahead"
 _PROGRAMS = 2  # of a rung: rollout and update
 
 
@@ -132,7 +133,7 @@ def fixed_policies(config: Config, workload: Workload) -> list[Policy]:
 def auto_policies(workload: Workload, costs: Costs) -> list[Policy]:
   """The best ladder where compiles stop training, and the best where a compiler works ahead, if it is another."""
   here, ahead = (best_ladder(workload, costs, ahead=overlap) for overlap in (False, True))
-  return [Policy("auto", here)] + ([Policy("auto, compile ahead", ahead)] if ahead != here else [])
+  return [Policy(AUTO, here)] + ([Policy(AUTO_AHEAD, ahead)] if ahead != here else [])
 
 
 def run_oracle(workload: Workload, costs: Costs) -> Oracle:

@@ -84,6 +84,8 @@ def test_help(script, launch):
     ("local_cpu_mesh.sh", (*TRAINING, "--"), "nothing follows --"),
     ("local_cpu_mesh.sh", (*TRAINING, "--", "true"), "exclude each other"),
     ("local_processes.sh", (*TRAINING, "--processes=two"), "--processes=two is not a positive whole number"),
+    ("local_processes.sh", (*TRAINING, "--python=/nope"), "--python=/nope: no such interpreter"),
+    ("local_processes.sh", (*TRAINING, "--port=70000"), "--port=70000 is no port"),
     ("gpu.sh", (*TRAINING, "--gpus=all"), "--gpus=all is not a list"),
     ("gpu.sh", (*TRAINING, "--memory=92"), "--memory=92 is not a share"),
     ("gpu.sh", (*TRAINING, "--hosts=2"), "--host is missing"),

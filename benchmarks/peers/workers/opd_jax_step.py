@@ -9,7 +9,7 @@ from meter import answer, cpu_seconds, peak_bytes, read_job
 
 from opd_jax import models
 from opd_jax.config import Config, from_config_dict
-from opd_jax.data import PromptSet, pad_left
+from opd_jax.data import PromptSet, PromptStream, pad_left
 from opd_jax.distributed import make_mesh, place_rows
 from opd_jax.models import read_architecture
 from opd_jax.pair import Pair
@@ -38,7 +38,7 @@ def make_run(job: dict, steps: int) -> Run:
     }
   )
   student, teacher = read_architecture(job["student"]), read_architecture(job["teacher"])
-  pair = Pair(None, (), student.vocab_size, student, teacher)
+  pair = Pair(None, (), (), student.vocab_size, student, teacher, findings=(), teacher_tokenizer=None)
   mesh = make_mesh((1, 1, 1), jax.devices())
   table = ProgramTable(mesh)
   define_programs(table, config, pair.eos_ids, pair.vocab_size)
@@ -53,6 +53,7 @@ def make_run(job: dict, steps: int) -> Run:
     teacher_path=job["teacher"],
     reference_path="",
     prompts=prompts,
+    stream=PromptStream([len(ids)], [1.0], config.seed),
     evaluator=None,
     horizon=config.horizon.build(),
     table=table,
