@@ -3,6 +3,7 @@
 #   make test         everything the tests need, and the tests
 #   make compare      OPD, POPD and TOPD on both embedded tasks, three seeds: table and curves
 #   make test-aot     kernels and plans compiled for TPUs and an H200, which need not be there
+#   make docs         the pages of docs/ as a site: docs/_build
 #   make lint         ruff
 
 PYTHON ?= python3
@@ -10,14 +11,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test test-aot compare lint clean
+.PHONY: quickstart test test-aot compare docs lint clean
 
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -r requirements.txt
 	touch $@
 
-$(VENV)/.dev: requirements-dev.txt $(VENV)/.run
+$(VENV)/.dev: requirements-dev.txt docs/requirements.txt $(VENV)/.run
 	$(BIN)/pip install -q -r requirements-dev.txt
 	touch $@
 
@@ -37,9 +38,12 @@ test-aot:
 compare: $(VENV)/.run
 	$(BIN)/python -m benchmarks.compare --out=benchmarks/results/compare
 
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -W -q -b html docs docs/_build
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf runs .cache $(VENV)
+	rm -rf runs .cache docs/_build $(VENV)

@@ -7,22 +7,17 @@ compiling is counted apart. Finished runs are kept under runs/compare and not ru
 every step up to step 15, then every fifth, on 256 problems, greedily, at the full horizon.
 """
 
-import concurrent.futures
 import dataclasses
 import json
 import math
 import os
-import queue
-import shutil
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
 
-from opd_jax.telemetry.record import RunRecord, read_run
+from benchmarks.runs import SHARE, Curve, Job, cost_of_target, read_curve, train_all
 
 _OUT = flags.DEFINE_string("out", "benchmarks/results/compare", "Table, JSON and picture are written as OUT.*")
 _RUNS = flags.DEFINE_string("runs", "runs/compare", "Folder of the runs themselves.")
@@ -36,95 +31,19 @@ METHODS = {  # what differs from configs/quickstart.py, whose horizon is POPD's
   "TOPD 0.25": ["--config.horizon.kind=truncated", "--config.horizon.rho=0.25"],
   "TOPD 0.1": ["--config.horizon.kind=truncated", "--config.horizon.rho=0.1"],
 }
-SHARE = 0.95  # of OPD's final accuracy: the target whose cost is compared
 
 
-@dataclasses.dataclass(frozen=True)
-class Curve:
-  """One run: accuracy in [0, 1], tokens generated and CPU-seconds spent at each evaluated step."""
-
-  steps: list[int]
-  accuracy: list[float]
-  tokens: list[int]
-  cpu_seconds: list[float]
-  cpu_seconds_compile: float
-  teacher: float
-
-  def reached(self, target: float) -> int | None:
-    """Index of the first evaluation at or above `target`."""
-    return next((i for i, value in enumerate(self.accuracy) if value >= target), None)
-
-
-def command(variant: str, method: str, seed: int, workdir: Path) -> list[str]:
-  return [
-    sys.executable,
-    "-m",
-    "opd_jax.train",
+def job(variant: str, method: str, seed: int) -> Job:
+  flags_of_run = (
     f"--config=configs/quickstart.py:{variant}@{seed}",  # another teacher and other students for every seed
-    f"--workdir={workdir}",
     f"--config.seed={seed}",
     "--config.eval.every=5",
     "--config.eval.first=15",
     "--config.log.tensorboard=False",
     "--config.horizon.compile_ahead=False",  # or cpu_seconds would hold what is compiled in the background
     *METHODS[method],
-  ]
-
-
-def run_all(root: Path, seeds: int, workers: int) -> None:
-  """Runs what is not there yet, `workers` at a time, each on a core of its own."""
-  cores = queue.SimpleQueue()
-  available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(workers))
-  for core in available[:workers]:
-    cores.put(core)
-  jobs = [(variant, method, seed) for variant in VARIANTS for method in METHODS for seed in range(seeds)]
-
-  def run(job: tuple[str, str, int]) -> None:
-    workdir = folder(root, *job)
-    if (workdir / "report.html").exists():  # the last thing that a run writes
-      return
-    shutil.rmtree(workdir, ignore_errors=True)
-    workdir.mkdir(parents=True)
-    core = cores.get()
-    pin = ["taskset", "-c", str(core)] if shutil.which("taskset") else []
-    environment = {
-      **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-      "JAX_COMPILATION_CACHE_DIR": str((root / "compilation_cache").absolute()),
-    }
-    with open(workdir / "log.txt", "w") as log:
-      done = subprocess.run([*pin, *command(*job, workdir)], env=environment, stdout=log, stderr=subprocess.STDOUT)
-    cores.put(core)
-    if done.returncode:
-      raise RuntimeError(f"{' '.join(map(str, job))} ended with {done.returncode}: see {workdir / 'log.txt'}")
-    print(f"{' '.join(map(str, job))}: {read(root, *job).accuracy[-1]:.3f}", flush=True)
-
-  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    for future in concurrent.futures.as_completed([pool.submit(run, job) for job in jobs]):
-      future.result()
-
-
-def folder(root: Path, variant: str, method: str, seed: int) -> Path:
-  return root / f"{variant}-{method.replace(' ', '')}-seed{seed}"
-
-
-def read(root: Path, variant: str, method: str, seed: int) -> Curve:
-  record = read_run(folder(root, variant, method, seed))
-  result = record.results()[0]
-  steps = [score.step for score in result.student]
-  return Curve(
-    steps=steps,
-    accuracy=[score.accuracy for score in result.student],
-    tokens=[record.generated_tokens(step) for step in steps],
-    cpu_seconds=[_sum(record, "cpu_seconds", step) for step in steps],
-    cpu_seconds_compile=_sum(record, "cpu_seconds_compile", steps[-1]),
-    teacher=result.teacher.accuracy,
   )
-
-
-def _sum(record: RunRecord, column: str, step: int) -> float:
-  return sum(row[column] for row in record.metrics if row["step"] <= step)
+  return Job(f"{variant}-{method.replace(' ', '')}-seed{seed}", flags_of_run)
 
 
 def summary(curves: dict[tuple[str, str, int], Curve], seeds: int) -> list[dict]:
@@ -136,10 +55,10 @@ def summary(curves: dict[tuple[str, str, int], Curve], seeds: int) -> list[dict]
       reached = 0
       for seed in range(seeds):
         curve, opd = curves[variant, method, seed], curves[variant, "OPD", seed]
-        target = SHARE * opd.accuracy[-1]
-        at, opd_at = curve.reached(target), opd.reached(target)
         best = max(curve.accuracy)
         after_best = curve.accuracy[curve.accuracy.index(best) :]
+        cost = cost_of_target(curve, opd)
+        reached += bool(cost)
         values = {
           "before": curve.accuracy[0],
           "final": curve.accuracy[-1],
@@ -147,15 +66,7 @@ def summary(curves: dict[tuple[str, str, int], Curve], seeds: int) -> list[dict]
           "lowest_after_best": min(after_best),
           "tokens": curve.tokens[-1],
           "cpu_seconds": curve.cpu_seconds[-1],
-        }
-        if at is not None:
-          reached += 1
-          values |= {
-            "tokens_to_target": curve.tokens[at],
-            "cpu_seconds_to_target": curve.cpu_seconds[at],
-            "tokens_share_of_opd": curve.tokens[at] / opd.tokens[opd_at],
-            "cpu_share_of_opd": curve.cpu_seconds[at] / opd.cpu_seconds[opd_at],
-          }
+        } | cost
         for name, value in values.items():
           figures.setdefault(name, []).append(value)
       rows.append(
@@ -262,9 +173,13 @@ def draw(curves: dict[tuple[str, str, int], Curve], seeds: int, path: Path) -> N
 
 def main(_: Sequence[str]) -> None:
   root, seeds = Path(_RUNS.value), _SEEDS.value
-  run_all(root, seeds, _WORKERS.value)
-  keys = [(variant, method, seed) for variant in VARIANTS for method in METHODS for seed in range(seeds)]
-  curves = {key: read(root, *key) for key in keys}
+  jobs = {(v, method, seed): job(v, method, seed) for v in VARIANTS for method in METHODS for seed in range(seeds)}
+
+  def say(job: Job, folder: Path) -> None:
+    print(f"{job.name}: {read_curve(folder).accuracy[-1]:.3f}", flush=True)
+
+  train_all(list(jobs.values()), root, _WORKERS.value, say)
+  curves = {key: read_curve(root / job.name) for key, job in jobs.items()}
   rows = summary(curves, seeds)
   text = f"Each seed against its own OPD run, mean ± standard error over {seeds} seeds:\n\n{table(rows)}\n\n"
   text += f"The mean curves against OPD's mean curve, where they reach 95 % of its end:\n\n{mean_table(curves, seeds)}"

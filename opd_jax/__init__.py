@@ -8,5 +8,5 @@ The folders tell the life of one batch:
     rollout                                    the student writes
     scoring, objectives, evaluation            the teacher reads; the loss; the marks
     training                                   state, step, checkpoint, loop
-    train, evaluate, export, report            `python -m opd_jax.X`
+    prepare, train, evaluate, export, report   `python -m opd_jax.X`
 """

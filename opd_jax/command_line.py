@@ -20,13 +20,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from opd_jax import config as configs
-from opd_jax.errors import InputError, nearest
+from opd_jax.errors import InputError, TrainingError, nearest
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: config, metrics, checkpoints, report.")
 
 
 def run(main: Callable[[configs.Config], None]) -> None:
-  """Parses the command line, calls `main(config)` and exits: 0 done, 2 bad input, 130 interrupted."""
+  """Parses the command line, calls `main(config)` and exits: 0 done, 1 training went wrong, 2 bad input, 130
+  interrupted."""
 
   def with_config(arguments: Sequence[str]) -> None:
     spec, overrides, rest = split(arguments)
@@ -170,6 +171,9 @@ def _exit(body: Callable[[Sequence[str]], None]) -> None:
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
+  except TrainingError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
   except KeyboardInterrupt:
     print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr)
     sys.exit(130)

@@ -21,7 +21,8 @@ DTYPES = ("float32", "bfloat16")
 STUDENT = "student"  # as teacher.path: a copy of the student
 SELECTIONS = ("", "entropy", "divergence")
 SCHEDULES = ("constant", "cosine", "linear")
-HORIZONS = ("full", "truncated", "progressive", "reliability", "random")
+HORIZONS = ("full", "truncated", "progressive", "reliability", "probe", "change_point", "random")
+_ON_RUNGS = ("reliability", "probe", "change_point", "random")  # horizons that take their lengths from the ladder
 _MOST_STEPS, _LONGEST = 1_000_000, 2**20  # schedules and ladders are written out
 _MOST_COMPACTIONS = 4  # to a sixteenth of the rows: beyond it a step costs its weights alone
 
@@ -41,6 +42,9 @@ class Teacher:
   # With path "student": after each update the copy moves this share of the way to the student (SDPO: 0.05); 0: frozen.
   # It is part of the checkpoint, and its weights are float32 whatever the dtype of its computation.
   ema: float = 0.0
+  # Steps between two looks at its canary, log-probs of its own greedy answers (`training.canary`); also before every
+  # evaluation and checkpoint. 0: only at load. Under ema there is none.
+  canary_every: int = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +55,19 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  path: str = ""  # JSONL, parquet or a prepared TFDS folder
+  path: str = ""  # JSONL, parquet or a prepared TFDS folder, FOLDER or FOLDER:split (`python -m opd_jax.prepare`)
+  # In its place several, each with a weight: "0.7 * PATH", or "0.7 * PATH; prompt_field=question; suffix=...". Options
+  # are prompt_field, answer_field, teacher_prompt_field, system, suffix and limit; what is not said is as below.
+  mixture: tuple[str, ...] = ()
   prompt_field: str = "prompt"  # dotted path to a string or a list of chat messages
   answer_field: str = ""  # dotted path to the reference answer; "" for none (needed by objective.dataset_share alone)
   teacher_prompt_field: str = ""  # dotted path to a prompt that the teacher sees instead; "": the student's
+  teacher_template: str = ""  # what renders the teacher's prompts: own (its chat template), or "": the student's
   chat: bool = True  # a plain-string prompt becomes a user message where the tokenizer has a chat template
-  limit: int = 0  # read at most this many prompts; 0 for all
+  system: str = ""  # a system message before each prompt that does not begin with one
+  suffix: str = ""  # an instruction added to each prompt as it stands: begin it with the space or line break it needs
+  thinking: str = ""  # on or off: `enable_thinking` of the chat template; "": as the template has it
+  limit: int = 0  # read at most this many prompts of a file; 0 for all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +75,7 @@ class Rollout:
   prompts_per_step: int = 32
   samples_per_prompt: int = 1  # completions of each prompt; they share one prefill
   max_prompt: int = 256  # tokens; longer prompts are dropped and counted
-  max_teacher_prompt: int = 0  # likewise of data.teacher_prompt_field; 0: as max_prompt
+  max_teacher_prompt: int = 0  # likewise of what the teacher sees instead; 0: as max_prompt
   temperature: float = 1.0  # of sampling
   top_p: float = 1.0
   top_k: int = 0  # 0: off
@@ -76,15 +87,21 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True)
 class HorizonConfig:
-  # full (OPD), truncated (TOPD), progressive (POPD), reliability (grows as the signal allows), random (a rung drawn at
-  # each step, tokens weighted so that the expected gradient is the full horizon's, NAT)
+  # full (OPD), truncated (TOPD), progressive (POPD), reliability (grows as the signal allows), probe (as short as the
+  # gradient allows, audited at the full horizon now and then, after ADWIN), change_point (a response trains up to where
+  # the teacher's margin drops, and the horizon holds most of those points, after Prefix Teach, Suffix Fade), random (a
+  # rung drawn at each step, tokens weighted so that the expected gradient is the full horizon's, NAT)
   kind: str = "full"
   max: int = 128  # T: new tokens of a full rollout and of every evaluation
   rho: float = 0.25  # truncated: the share of T
-  start: int = 16  # progressive: H = min(T, start + increment * floor(step / every)); reliability, random: least rung
+  start: int = 16  # progressive: H = min(T, start + increment * floor(step / every)); those on rungs: the least
   increment: int = 16
-  every: int = 10  # reliability: steps between two decisions
+  every: int = 10  # reliability, change_point: steps between two decisions; probe: between two probes
   ratio: float = 1.5  # reliability: up a rung where the last eighth's divergence is at most so many times the rest's
+  agreement: float = 0.9  # probe: the least cosine of a prefix's gradient with that of the full horizon
+  window: int = 64  # change_point: tokens of one look at the margin; a response is cut between two looks
+  threshold: float = 4.0  # change_point: standard errors that the margin must fall by, added up over looks
+  holds: float = 0.9  # change_point: the share of responses whose cut or end the horizon must hold
   # The widths that programs are compiled for: powers_of_two, linear(512), geometric(1.5), the rungs themselves (64,
   # 128), or auto: the least total time for the schedule by a model of costs (`plan --compare-buckets` has real ones).
   buckets: str | tuple[int, ...] = "powers_of_two"
@@ -97,6 +114,10 @@ class HorizonConfig:
       return horizons.progressive(self.max, self.start, self.increment, self.every)
     if self.kind == "reliability":
       return horizons.reliability(self.rungs(), self.max, self.start, self.every, self.ratio)
+    if self.kind == "probe":
+      return horizons.probe(self.rungs(), self.max, self.start, self.every, self.agreement)
+    if self.kind == "change_point":
+      return horizons.change_point(self.rungs(), self.max, self.start, self.every, self.holds)
     if self.kind == "random":
       return horizons.random_prefix(self.rungs(), self.max, self.start)
     return horizons.full(self.max)
@@ -147,6 +168,10 @@ class Optimizer:
   b2: float = 0.999
   eps: float = 1e-8
   clip: float = 1.0  # global norm of the gradient; 0: off
+  # An update is skipped, and nothing but the count of steps moves, where loss, gradient or update is not finite, no
+  # token trains, or the gradient's global norm before clipping is above this (0: any).
+  skip_above: float = 0.0
+  skips: int = 5  # so many skipped in a row end the run
   micro_batches: int = 1  # gradient accumulation: the rows of a step are scored in this many parts
 
 
@@ -165,21 +190,31 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-  path: str = ""  # prompts with answers; "": no evaluation
+  path: str = ""  # prompts with answers
+  # More sets, as "NAME = PATH" or "NAME = PATH; grader=gsm8k; prompt_field=question; answer_field=answer"; what is not
+  # said is as below. With neither path nor sets there is no evaluation.
+  sets: tuple[str, ...] = ()
   prompt_field: str = "prompt"
   answer_field: str = "answer"
   grader: str = "exact"  # exact, gsm8k, math, choice
-  prompts: int = 0  # evaluate at most this many; 0 for all
+  prompts: int = 0  # evaluate at most this many of each set; 0 for all
   batch: int = 64  # prompts a batch
   every: int = 0  # steps; 0: only at the end
   first: int = 0  # also after each of this many steps at the start, where most may happen
   baseline: bool = True  # also before the first step: the student as it came, and the teacher as the ceiling
   greedy: bool = True
-  samples: int = 0  # avg@k: this many sampled completions a prompt; 0: greedy alone
+  samples: int = 0  # avg@k, pass@k, maj@k: this many sampled completions a prompt; 0: greedy alone
   temperature: float = 1.0  # of those samples
   top_p: float = 1.0
   top_k: int = 0
   compactions: int = 0  # as the rollout's: 1 pays where a few long answers hold up many short ones
+  # A mark as tables call it ("aime25 greedy", "test T=0.7 avg@16"), or "accuracy" for the first: a student that is the
+  # best so far by it is saved, and stays beside the newest `checkpoint.keep`; `export --step=best` takes it.
+  keep_best: str = ""
+
+  @property
+  def has_sets(self) -> bool:
+    return bool(self.path or self.sets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +228,7 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Debug:
-  nans: bool = False  # jax_debug_nans: stop at the first operation that makes a NaN
+  nans: bool = False  # an update that meets a NaN is repeated one operation at a time: the first to make one is named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,12 +263,13 @@ class Config:
   def teacher_prompt(self) -> int:
     """Columns of the teacher's prompts; 0 where it sees the student's."""
     longest = self.rollout.max_teacher_prompt or self.rollout.max_prompt
-    return longest if self.data.teacher_prompt_field else 0
+    return longest if self.data.teacher_prompt_field or self.data.teacher_template else 0
 
   def ladder(self) -> tuple[int, ...]:
     """The buckets that a horizon of this run may compile to, ascending."""
     if self.horizon.buckets == "auto":
-      return horizons.auto_ladder(self.horizon.build(), self.steps, self.rollout.max_prompt)
+      horizon = self.horizon.build()
+      return horizons.auto_ladder(horizon, self.steps, self.rollout.max_prompt, self.horizon.compile_ahead)
     return self.horizon.rungs()
 
   def bucket(self, H: int) -> int:
@@ -369,6 +405,8 @@ def _check(config: Config) -> None:
     ("student.dtype", c.student.dtype, DTYPES),
     ("teacher.dtype", c.teacher.dtype, DTYPES),
     ("reference.dtype", c.reference.dtype, DTYPES),
+    ("data.thinking", c.data.thinking, ("", "on", "off")),
+    ("data.teacher_template", c.data.teacher_template, ("", "own")),
     ("horizon.kind", c.horizon.kind, HORIZONS),
     ("objective.support", c.objective.support, ("", *SUPPORTS)),
     ("objective.repair", c.objective.repair, REPAIRS),
@@ -387,16 +425,19 @@ def _check(config: Config) -> None:
     (0 <= c.teacher.ema <= 1, "teacher.ema", "from 0 (frozen) to 1"),
     (c.teacher.ema == 0 or c.teacher.path == STUDENT, "teacher.ema", f"0 unless teacher.path is {STUDENT!r}"),
     (c.teacher.ema == 0 or not c.teacher.int8, "teacher.int8", "false under teacher.ema: what moves is not in int8"),
-    (bool(c.data.path), "data.path", "a JSONL or parquet file of prompts"),
+    (c.teacher.canary_every >= 0, "teacher.canary_every", "0 (only at load) or more"),
+    (bool(c.data.path or c.data.mixture), "data.path", "a JSONL or parquet file of prompts, or data.mixture several"),
+    (not (c.data.path and c.data.mixture), "data.mixture", "empty where data.path is given"),
+    (c.data.chat or not c.data.teacher_template, "data.teacher_template", "empty where data.chat is off"),
     (c.data.limit >= 0, "data.limit", "0 (all) or more"),
     (c.rollout.prompts_per_step >= 1, "rollout.prompts_per_step", positive),
     (c.rollout.samples_per_prompt >= 1, "rollout.samples_per_prompt", positive),
     (c.rollout.max_prompt >= 1, "rollout.max_prompt", positive),
     (c.rollout.max_teacher_prompt >= 0, "rollout.max_teacher_prompt", "0 (as max_prompt) or more"),
     (
-      c.rollout.max_teacher_prompt == 0 or bool(c.data.teacher_prompt_field),
+      c.rollout.max_teacher_prompt == 0 or bool(c.teacher_prompt),
       "rollout.max_teacher_prompt",
-      "0 where data.teacher_prompt_field is empty",
+      "0 where data.teacher_prompt_field is empty and so is data.teacher_template",
     ),
     (c.rollout.temperature >= 0, "rollout.temperature", "0 (greedy) or more"),
     (0 < c.rollout.top_p <= 1, "rollout.top_p", "above 0 and at most 1"),
@@ -407,15 +448,19 @@ def _check(config: Config) -> None:
     (0 < c.horizon.rho <= 1, "horizon.rho", "above 0 and at most 1"),
     (1 <= c.horizon.start, "horizon.start", positive),
     (
-      c.horizon.kind not in ("progressive", "reliability", "random") or c.horizon.start <= c.horizon.max,
+      c.horizon.kind not in ("progressive", *_ON_RUNGS) or c.horizon.start <= c.horizon.max,
       "horizon.start",
       "at most horizon.max",
     ),
     (c.horizon.ratio > 0, "horizon.ratio", "above 0"),
+    (0 < c.horizon.agreement <= 1, "horizon.agreement", "above 0 and at most 1"),
+    (c.horizon.window >= 2, "horizon.window", "at least 2"),
+    (c.horizon.threshold > 0, "horizon.threshold", "above 0"),
+    (0 < c.horizon.holds <= 1, "horizon.holds", "above 0 and at most 1"),
     (
-      c.horizon.kind not in ("reliability", "random") or c.horizon.buckets != "auto",
+      c.horizon.kind not in _ON_RUNGS or c.horizon.buckets != "auto",
       "horizon.buckets",
-      "a rule or rungs where horizon.kind is reliability or random: it moves among them",
+      f"a rule or rungs where horizon.kind is {c.horizon.kind}: it moves among them",
     ),
     (c.horizon.increment >= 1, "horizon.increment", positive),
     (c.horizon.every >= 1, "horizon.every", positive),
@@ -445,6 +490,8 @@ def _check(config: Config) -> None:
     (0 <= c.optimizer.b2 < 1, "optimizer.b2", "at least 0 and below 1"),
     (c.optimizer.eps > 0, "optimizer.eps", "above 0"),
     (c.optimizer.clip >= 0, "optimizer.clip", "0 (off) or more"),
+    (c.optimizer.skip_above >= 0, "optimizer.skip_above", "0 (off) or more"),
+    (c.optimizer.skips >= 1, "optimizer.skips", positive),
     (c.optimizer.micro_batches >= 1, "optimizer.micro_batches", positive),
     (c.rows % max(1, c.optimizer.micro_batches) == 0, "optimizer.micro_batches", f"a divisor of {c.rows} rows a step"),
     (c.checkpoint.every >= 1, "checkpoint.every", positive),
@@ -454,7 +501,11 @@ def _check(config: Config) -> None:
     (c.eval.prompts >= 0, "eval.prompts", "0 (all) or more"),
     (c.eval.batch >= 1, "eval.batch", positive),
     (c.eval.samples >= 0, "eval.samples", "0 (greedy alone) or more"),
-    (c.eval.greedy or c.eval.samples >= 1 or not c.eval.path, "eval.samples", "at least 1 where eval.greedy is off"),
+    (
+      c.eval.greedy or c.eval.samples >= 1 or not c.eval.has_sets,
+      "eval.samples",
+      "at least 1 where eval.greedy is off",
+    ),
     (c.eval.temperature > 0, "eval.temperature", "above 0 (greedy is eval.greedy)"),
     (0 < c.eval.top_p <= 1, "eval.top_p", "above 0 and at most 1"),
     (c.eval.top_k >= 0, "eval.top_k", "0 (off) or more"),
@@ -468,7 +519,11 @@ def _check(config: Config) -> None:
       for part in name.split("."):
         value = getattr(value, part)
       raise InputError(f"config.{name} is {value!r}: it must be {wanted}")
-  longest, ladder = max(c.horizon.build().distinct(c.steps)), c.ladder()
+  try:
+    longest = max(c.horizon.build().distinct(c.steps))
+  except ValueError as error:
+    raise InputError(f"config.horizon: {error}") from error
+  ladder = c.ladder()
   if longest > ladder[-1]:
     raise InputError(
       f"the horizon reaches {longest} tokens, above the last bucket {ladder[-1]}: raise config.horizon.buckets "

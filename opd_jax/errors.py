@@ -1,8 +1,8 @@
 """What the user did wrong, said in one line.
 
 Everything that a person can mend (a path, a field, a file's contents, a mesh that does not fit) is raised as
-`InputError`; the entry points print it as one line and exit with status 2. Anything else is a bug of ours and keeps
-its traceback.
+`InputError`; the entry points print it as one line and exit with status 2. A run whose numbers went wrong raises
+`TrainingError`: one line, and status 1. Anything else is a bug of ours and keeps its traceback.
 """
 
 import difflib
@@ -14,6 +14,10 @@ class InputError(ValueError):
 
   def __init__(self, message: str):
     super().__init__(" ".join(str(message).split()))
+
+
+class TrainingError(RuntimeError):
+  """A run that cannot go on, though its input was good. The message is one line: what happened, and where."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

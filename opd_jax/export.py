@@ -1,6 +1,6 @@
-"""Writes the student of a run's newest checkpoint as a Hugging Face folder that transformers loads.
+"""Writes the student of a run's checkpoint as a Hugging Face folder that transformers loads.
 
-python -m opd_jax.export --workdir=runs/quickstart --out=runs/quickstart-hf
+python -m opd_jax.export --workdir=runs/quickstart --out=runs/quickstart-hf [--step=best]
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from opd_jax.telemetry.workdir import read_config
 from opd_jax.training import open_run, restore_student
 
 _OUT = flags.DEFINE_string("out", "", "Folder to write.")
+_STEP = flags.DEFINE_string("step", "newest", "Checkpoint: newest, best (by eval.keep_best), or its step.")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
   if Path(out).exists() and not (Path(out).is_dir() and not any(Path(out).iterdir())):
     raise InputError(f"--out={out} exists already: name a new folder")
   run = open_run(configs.from_config_dict(saved), workdir)
-  student, step = restore_student(run)
+  student, step = restore_student(run, _STEP.value)
   models.save(student, out, source=run.student_path)
   print(f"student of step {step} written to {out}")
 

@@ -17,22 +17,29 @@ class Pair:
   Attributes:
     tokenizer: the student's; the others' give every id the same text.
     eos_ids: ids that end the student's answer.
+    teacher_eos_ids: ids that end the teacher's.
     vocab_size: ids that have a text; heads may be padded beyond.
     student, teacher, reference: architectures.
     findings: what the tokenizers of student and teacher differ in all the same.
+    teacher_tokenizer: the teacher's own, whose chat template may be another.
   """
 
   tokenizer: Tokenizer
   eos_ids: tuple[int, ...]
+  teacher_eos_ids: tuple[int, ...]
   vocab_size: int
   student: Architecture
   teacher: Architecture
   findings: tuple[Finding, ...]
+  teacher_tokenizer: Tokenizer
   reference: Architecture | None = None
 
 
-def open_pair(student_path: str, teacher_path: str, reference_path: str = "") -> Pair:
-  """Reads config.json and tokenizer of the folders (or hub ids). Raises InputError where they do not go together."""
+def open_pair(student_path: str, teacher_path: str, reference_path: str = "", own_template: bool = False) -> Pair:
+  """Reads config.json and tokenizer of the folders (or hub ids). Raises InputError where they do not go together.
+
+  `own_template`: what the teacher sees goes through its own chat template.
+  """
   others = {"teacher": teacher_path} | ({"reference": reference_path} if reference_path else {})
   paths = {"student": student_path} | others
   architectures = {role: read_architecture(path) for role, path in paths.items()}
@@ -47,5 +54,6 @@ def open_pair(student_path: str, teacher_path: str, reference_path: str = "") ->
         f"{architectures[role].vocab_size}: the tokenizer belongs to another model"
       )
   stops = [stop_ids(paths[role], tokenizers[role]) for role in ("student", "teacher")]
-  findings = audit_tokenizers(tokenizer, tokenizers["teacher"], *stops)
-  return Pair(tokenizer, stops[0], tokenizer.size, **architectures, findings=tuple(findings))
+  teacher = tokenizers["teacher"]
+  findings = audit_tokenizers(tokenizer, teacher, *stops, own_template=own_template)
+  return Pair(tokenizer, *stops, tokenizer.size, **architectures, findings=tuple(findings), teacher_tokenizer=teacher)

@@ -21,7 +21,6 @@ from opd_jax.training import open_run, train
 
 
 def main(config: Config) -> None:
-  jax.config.update("jax_debug_nans", config.debug.nans)
   run = open_run(config, command_line.workdir())
   use_compilation_cache(run.workdir / "compilation_cache")
   writes = jax.process_index() == 0

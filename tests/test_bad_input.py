@@ -170,6 +170,28 @@ def test_evaluate_and_export_want_a_run(shell, tiny_pair, tiny_config, tmp_path)
   is_one_line(status, err, "--out")
 
 
+@pytest.mark.parametrize(
+  "flags, words",
+  [
+    (["--model=/no/such/folder"], ["/no/such/folder"]),
+    (["--model=", "--out=OUT"], ["--out", "--model"]),
+    (["--model=STUDENT", "--config.eval.batch=12"], ["eval.batch", "multiple of 8"]),
+    (["--model=STUDENT", "--config.eval.sets=('more = /no/more.jsonl',)"], ["eval.sets", "/no/more.jsonl"]),
+    (["--model=STUDENT", "--out=gs://bucket/marks"], ["gs://bucket/marks"]),
+    (["--config.eval.keep_best=prompts gredy"], ["eval.keep_best", "`prompts greedy`"]),
+  ],
+)
+def test_evaluate_with_what_cannot_be_marked(shell, tiny_pair, tiny_config, tmp_path, flags, words):
+  filled = [flag.replace("STUDENT", str(tiny_pair / "student")).replace("OUT", f"{tmp_path}/out") for flag in flags]
+  path = f"--config.eval.path={tiny_pair}/prompts.jsonl"
+  # absl's flags outlive a call: those that another test may have given are taken back.
+  fixed = [f"--config={tiny_config}", f"--workdir={tmp_path}/none", "--model=", "--out=", path]
+  status, _, err = shell(evaluate, *fixed, *filled)
+  is_one_line(status, err, *words)
+  assert not (tmp_path / "out").exists() and not (tmp_path / "none").exists()
+  assert shell(evaluate, *fixed)[0] == 2
+
+
 def process(module, *arguments, **environment):
   started = time.monotonic()
   done = subprocess.run(

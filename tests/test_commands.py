@@ -66,6 +66,24 @@ def test_evaluate_adds_rows_and_drops_none(trained):
   assert marks(after[-1]) == marks(before[-1])  # the same student, the same questions
 
 
+def test_any_folder_can_be_marked_and_twice_gives_the_same_answers(trained, tiny_pair):
+  folder, arguments, _ = trained
+  config = [argument for argument in arguments if not argument.startswith("--workdir")]
+  out = [command("evaluate", *config, f"--model={tiny_pair}/student", f"--out={folder}/{n}") for n in "ab"]
+  assert str(tiny_pair / "student")[-8:] in out[0] and "pass@k" in out[0]
+  first, second = ((folder / n / "samples.jsonl").read_text() for n in "ab")
+  assert first == second and first.count("\n") == 4
+  rows = [json.loads((folder / n / "eval.jsonl").read_text()) for n in "ab"]
+  assert rows[0].pop("seconds") and rows[1].pop("seconds") and rows[0] == rows[1]
+  # It is the student that the run began with.
+  (before,) = (
+    row
+    for line in (folder / "run" / "eval.jsonl").read_text().splitlines()
+    if (row := json.loads(line))["step"] == 0 and row["model"] == "student"
+  )
+  assert {key: before[key] for key in rows[0] if key != "model"} == {k: v for k, v in rows[0].items() if k != "model"}
+
+
 def test_an_exported_student_is_the_same_model_in_transformers(trained):
   torch = pytest.importorskip("torch")
   from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -90,3 +108,14 @@ def test_report_is_written_for_one_and_for_several_runs(trained):
   command("report", folder / "run")
   command("report", folder / "run", folder / "run", f"--out={folder}/both.html")
   assert "<svg" in (folder / "both.html").read_text()
+
+
+def test_audit_shows_the_pair_and_leaves_nothing(trained):
+  folder, arguments, out = trained
+  before = sorted(folder.iterdir())
+  shown = command("audit", arguments[0]).splitlines()
+  assert sorted(folder.iterdir()) == before
+  table = [line for line in shown if "|" in line]
+  assert table == [line for line in out.splitlines() if line in table] and len(table) > 8  # as `train` shows it
+  for aspect in ("ends an answer with", "the teacher's greedy", "the student's greedy"):
+    assert any(line.lstrip("| ").startswith(aspect) for line in table)

@@ -1,18 +1,30 @@
-"""Text in: tokenizers with their chat templates, and prompt files read into token ids."""
+"""Text in: data sets prepared, prompt files read into token ids through chat templates, and the order of a run."""
 
-from opd_jax.data.audit import Finding, audit_tokenizers
-from opd_jax.data.prompts import PromptSet, order, pad_left, read_prompts
+from opd_jax.data.audit import Finding, audit_answers, audit_tokenizers
+from opd_jax.data.messages import Framing
+from opd_jax.data.mixture import list_parts, read_mixture
+from opd_jax.data.prepare import prepare
+from opd_jax.data.prompts import PromptSet, pad_left, read_prompts
+from opd_jax.data.rows import locate, split_sizes
+from opd_jax.data.stream import PromptStream
 from opd_jax.data.tokenizer import Tokenizer, check_pair, load_tokenizer, stop_ids
 
 __all__ = [
   "Finding",
+  "Framing",
   "PromptSet",
+  "PromptStream",
   "Tokenizer",
+  "audit_answers",
   "audit_tokenizers",
   "check_pair",
+  "list_parts",
   "load_tokenizer",
-  "order",
+  "locate",
   "pad_left",
+  "prepare",
+  "read_mixture",
   "read_prompts",
+  "split_sizes",
   "stop_ids",
 ]

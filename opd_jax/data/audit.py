@@ -1,18 +1,23 @@
-"""Where two tokenizers with the same ids differ all the same: what a run says of its pair before it begins.
+"""Where a student and a teacher with the same ids differ all the same: what a run says of its pair before it begins.
 
 The ids mean the same texts (`check_pair`), so every divergence is defined; but a teacher that ends its answers with
 another token, that was trained with another template, or that spells a text in other tokens, tells the student that
 what it does right is wrong (arXiv 2603.25562, section 2.3: `<think>` in one token against `<th` `ink` `>`).
+And a teacher that does not know such prompts, or whose weights are not what they should be, finds even its own greedy
+answers unlikely.
 """
 
 import dataclasses
 from collections.abc import Sequence
+
+import numpy as np
 
 from opd_jax.data.tokenizer import Tokenizer
 
 _PROBE = [{"role": "user", "content": "What is 2 + 3?"}]
 _MARKERS = ("<think>", "</think>", "<answer>", "</answer>", "\\boxed{", "####")
 _SHOWN = 3  # examples a line
+_SOUND = -1.0  # nats a token that a teacher should give its own greedy answers at the least: mostly -0.1 to -0.6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +36,7 @@ def audit_tokenizers(
   student_stop: Sequence[int],
   teacher_stop: Sequence[int],
   texts: Sequence[str] = (),
+  own_template: bool = False,
 ) -> list[Finding]:
   """Compares what the ids alone do not tell.
 
@@ -38,9 +44,48 @@ def audit_tokenizers(
     student, teacher: a pair that `check_pair` let pass.
     student_stop, teacher_stop: ids that end an answer of each (`stop_ids`).
     texts: what the two should spell alike, some prompts for instance; a few usual markers are looked at in any case.
+    own_template: what the teacher sees goes through its own chat template.
   """
-  findings = [_ends(student, student_stop, teacher_stop), _templates(student, teacher), _padding(student, teacher)]
+  templates = _templates(student, teacher, own_template)
+  findings = [_ends(student, student_stop, teacher_stop), templates, _padding(student, teacher)]
   return [*findings, _spelling(student, teacher, [*_MARKERS, *texts])]
+
+
+def audit_answers(
+  tokenizer: Tokenizer,
+  writer: str,
+  answers: Sequence[Sequence[int]],
+  student: Sequence[Sequence[float]],
+  teacher: Sequence[Sequence[float]],
+) -> list[Finding]:
+  """What both models make of the greedy answers of one of them.
+
+  Args:
+    tokenizer: the student's.
+    writer: "student" or "teacher", whose answers they are.
+    answers: token ids; at least one token in all.
+    student, teacher: log-prob of each token in nats; a row may be longer than its answer.
+
+  Returns:
+    The means over all tokens, and the three ids whose log-probs differ most, each at its worst place.
+  """
+  ours, theirs = (np.concatenate([row[: len(ids)] for ids, row in zip(answers, side)]) for side in (student, teacher))
+  note = ""
+  if writer == "teacher" and theirs.mean() < _SOUND:
+    note = (
+      "a sound teacher finds its own greedy answers likely, -0.1 to -0.6 nats a token: this one may not know such "
+      "prompts (see data.chat and data.teacher_template), or its weights are not what they should be"
+    )
+  means = (f"{side.mean():z.2f} nats a token" for side in (ours, theirs))
+  tokens, worst = np.concatenate([np.asarray(ids) for ids in answers]), {}
+  for i in np.argsort(-np.abs(theirs - ours), kind="stable"):
+    worst.setdefault(int(tokens[i]), i)
+  shown = list(worst.items())[:_SHOWN]
+  names = _named(tokenizer, [token for token, _ in shown])
+  apart = (
+    "; ".join(f"{name} {side[i]:z.2f}" for name, (_, i) in zip(names, shown, strict=True)) for side in (ours, theirs)
+  )
+  return [Finding(f"the {writer}'s greedy answers", *means, note), Finding("differing most there", *apart)]
 
 
 def _ends(tokenizer: Tokenizer, student: Sequence[int], teacher: Sequence[int]) -> Finding:
@@ -56,12 +101,13 @@ def _ends(tokenizer: Tokenizer, student: Sequence[int], teacher: Sequence[int]) 
   return Finding("ends an answer with", ours, theirs, note)
 
 
-def _templates(student: Tokenizer, teacher: Tokenizer) -> Finding:
+def _templates(student: Tokenizer, teacher: Tokenizer, own_template: bool) -> Finding:
   rendered = [each.encode_prompt(_PROBE) if each.hf.chat_template else None for each in (student, teacher)]
   names = ["a template" if ids else "no template" for ids in rendered]
   note = ""
   if rendered[0] != rendered[1]:
-    note = "the teacher reads the student's prompts, which are not those that it knows: see data.teacher_prompt_field"
+    if not own_template:
+      note = "the teacher reads the student's prompts, which are not those that it knows: see data.teacher_template"
     names = ["its own", "another"] if all(rendered) else names
   return Finding("chat template", *names, note)
 

@@ -10,17 +10,45 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from opd_jax.errors import InputError, nearest
 
+FILE_ENDINGS = (".jsonl", ".parquet")
 _READERS_NAMED = "a .jsonl file, a .parquet file, or a folder prepared by tensorflow-datasets"
+
+
+def locate(path: str | os.PathLike) -> tuple[Path, str]:
+  """A data file or folder that exists, and the split that is asked for; "" for the usual one and for files.
+
+  Args:
+    path: as `read_rows` takes it.
+
+  Raises:
+    InputError: there is no such file or folder (the nearest one beside it is named).
+  """
+  text = os.fspath(path)
+  file = Path(text).expanduser()
+  folder, colon, split = text.rpartition(":")
+  if colon and not file.exists() and Path(folder).expanduser().is_dir():
+    return Path(folder).expanduser(), split
+  if not file.exists():
+    beside = [each.name for each in file.parent.iterdir()] if file.parent.is_dir() else []
+    raise InputError(
+      f"{text} does not exist{nearest(file.name, beside)}; give {_READERS_NAMED} (python -m opd_jax.prepare makes one "
+      "of a name such as gsm8k)"
+    )
+  if file.is_file() and file.suffix not in FILE_ENDINGS:
+    raise InputError(f"cannot tell what {text} is from its ending `{file.suffix}`; give {_READERS_NAMED}")
+  return file, ""
 
 
 def read_rows(path: str | os.PathLike, fields: Sequence[str]) -> Iterator[tuple[str, dict]]:
   """Reads a data file lazily.
 
   Args:
-    path: `.jsonl`, `.parquet`, or a folder prepared by tensorflow-datasets, as `FOLDER` (its train split) or
-      `FOLDER:split`.
+    path: `.jsonl`, `.parquet`, or a folder prepared by tensorflow-datasets, as `FOLDER` (its train split, or the only
+      one) or `FOLDER:split`.
     fields: dotted paths that will be looked up; formats that can skip other columns do.
 
   Yields:
@@ -29,24 +57,19 @@ def read_rows(path: str | os.PathLike, fields: Sequence[str]) -> Iterator[tuple[
   Raises:
     InputError: the file or the split is missing, unreadable or malformed.
   """
-  text = os.fspath(path)
-  file = Path(text).expanduser()
+  file, split = locate(path)
   if file.is_dir():
-    return _tfds_rows(file, "train")
-  folder, colon, split = text.rpartition(":")
-  if colon and not file.exists() and Path(folder).expanduser().is_dir():
-    return _tfds_rows(Path(folder).expanduser(), split)
-  if not file.exists():
-    raise InputError(f"prompt file {text} does not exist; give {_READERS_NAMED}")
-  if file.suffix == ".jsonl":
-    return _jsonl_rows(file)
-  if file.suffix == ".parquet":
-    return _parquet_rows(file, fields)
-  raise InputError(f"cannot tell what {text} is from its ending `{file.suffix}`; give {_READERS_NAMED}")
+    return _tfds_rows(file, split)
+  return _jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file, fields)
+
+
+def split_sizes(folder: str | os.PathLike) -> dict[str, int]:
+  """{split: rows} of a folder prepared by tensorflow-datasets. Raises InputError where it is none."""
+  return {name: split.num_examples for name, split in _tfds_builder(Path(folder)).info.splits.items()}
 
 
 def look_up(row: dict, field: str, place: str) -> Any:
-  """The value at a dotted path of a row; bytes, which is how TFDS gives text, become text.
+  """The value at a dotted path of a row; what TFDS gives in forms of its own becomes what JSON would have.
 
   Raises:
     InputError: no such field (those present and the nearest are named), or bytes that are not UTF-8.
@@ -57,10 +80,8 @@ def look_up(row: dict, field: str, place: str) -> Any:
       present = list(_dotted_names(row))
       raise InputError(f"{place} has no field `{field}`{nearest(field, present)}; fields present: {', '.join(present)}")
     value = value[name]
-  if not isinstance(value, bytes):
-    return value
   try:
-    return value.decode("utf-8")
+    return _as_json(value)
   except UnicodeDecodeError as error:
     raise InputError(f"{place}: `{field}` is not UTF-8 text") from error
 
@@ -69,6 +90,18 @@ def kind_of(value: Any) -> str:
   """A value's kind in the words of a data file, for errors."""
   names = {type(None): "null", dict: "an object", list: "a list", bool: "true or false", str: "text", int: "a number"}
   return names.get(type(value), type(value).__name__)
+
+
+def _as_json(value: Any) -> Any:
+  """TFDS gives text as bytes, a number as a numpy scalar, and a list of objects as an object of columns."""
+  if isinstance(value, bytes):
+    return value.decode("utf-8")
+  if isinstance(value, np.generic):
+    return value.item()
+  columns = list(value.values()) if isinstance(value, dict) else []
+  if columns and all(isinstance(each, list | np.ndarray) and len(each) == len(columns[0]) for each in columns):
+    return [dict(zip(value, map(_as_json, entries))) for entries in zip(*columns)]
+  return value
 
 
 def _jsonl_rows(file: Path) -> Iterator[tuple[str, dict]]:
@@ -113,21 +146,29 @@ def _parquet_rows(file: Path, fields: Sequence[str]) -> Iterator[tuple[str, dict
 
 
 def _tfds_rows(folder: Path, split: str) -> Iterator[tuple[str, dict]]:
-  import tensorflow_datasets as tfds
-
-  try:
-    builder = tfds.builder_from_directory(folder)
-  except OSError as error:
-    raise InputError(f"{folder} is a folder, but tensorflow-datasets cannot read it: {error}") from error
-  if split not in builder.info.splits:
-    known = ", ".join(builder.info.splits)
-    raise InputError(f"{folder} has no split `{split}`{nearest(split, builder.info.splits)}; its splits: {known}")
+  builder = _tfds_builder(folder)
+  known = list(builder.info.splits)
+  split = split or (known[0] if len(known) == 1 else "train")
+  if split not in known:
+    raise InputError(f"{folder} has no split `{split}`{nearest(split, known)}; its splits: {', '.join(known)}")
   try:
     source = builder.as_data_source(split)
   except NotImplementedError as error:
     raise InputError(f"{folder} can only be read with TensorFlow; prepare it with file_format=array_record") from error
   for index in range(len(source)):
     yield f"{folder}:{split}, row {index + 1}", source[index]
+
+
+def _tfds_builder(folder: Path):
+  import tensorflow_datasets as tfds
+
+  try:
+    return tfds.builder_from_directory(folder)
+  except OSError as error:
+    raise InputError(
+      f"{folder} is a folder, but tensorflow-datasets cannot read it: {error}; of a folder of .jsonl or .parquet files "
+      "python -m opd_jax.prepare makes one that it can read"
+    ) from error
 
 
 def _dotted_names(row: dict, prefix: str = "") -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from opd_jax.data.messages import PLAIN, Framing, Prompt, prompt_text, to_messages
 from opd_jax.errors import InputError
 from opd_jax.hub import model_folder
 
@@ -33,12 +34,12 @@ class Tokenizer:
   hf: Any
   size: int
 
-  def encode_prompt(self, prompt: str | Sequence[dict[str, str]], chat: bool = True) -> list[int]:
+  def encode_prompt(self, prompt: Prompt, framing: Framing = PLAIN) -> list[int]:
     """Token ids of a prompt, ready for the model to continue.
 
     Args:
       prompt: plain text, or chat messages `{"role": ..., "content": ...}`.
-      chat: use the tokenizer's chat template where it has one. Plain text is then one user message.
+      framing: what is put around it, and how the tokenizer's chat template is used.
 
     Returns:
       The ids. With the template they end where the assistant's turn begins; without one they are the text (messages
@@ -47,28 +48,28 @@ class Tokenizer:
     Raises:
       InputError: the template refuses the messages.
     """
-    if not self._templated(chat):
+    prompt = framing.around(prompt)
+    if not self._templated(framing):
       return self.hf(prompt_text(prompt), verbose=False)["input_ids"]
-    return self._templated_ids(_messages(prompt), begin_turn=True)
+    return self._templated_ids(to_messages(prompt), framing, begin_turn=True)
 
-  def encode_answer(
-    self, prompt: str | Sequence[dict[str, str]], answer: str, stop_ids: Sequence[int], chat: bool = True
-  ) -> list[int]:
+  def encode_answer(self, prompt: Prompt, answer: str, stop_ids: Sequence[int], framing: Framing = PLAIN) -> list[int]:
     """Token ids of an answer to a prompt as if the model had written it, with the id that ends it.
 
         encode_prompt    <|im_start|> user ... <|im_start|> assistant |
         encode_answer                                                 | 4 2 <|im_end|>      (a template's "\\n" is cut)
 
     Args:
-      prompt, chat: as in `encode_prompt`, whose ids come before these.
+      prompt, framing: as in `encode_prompt`, whose ids come before these.
       answer: plain text.
       stop_ids: ids that end an answer, at least one; nothing follows the first of them. Where the template, or the text
         without one, has none, the tokenizer's end-of-sequence id is added, or the first of these.
     """
     ids = None
-    if self._templated(chat):
-      begun = self.encode_prompt(prompt, chat)
-      whole = self._templated_ids([*_messages(prompt), {"role": "assistant", "content": answer}], begin_turn=False)
+    if self._templated(framing):
+      begun = self.encode_prompt(prompt, framing)
+      turns = [*to_messages(framing.around(prompt)), {"role": "assistant", "content": answer}]
+      whole = self._templated_ids(turns, framing, begin_turn=False)
       if whole[: len(begun)] == begun:  # some templates open a turn with what they leave out of a finished one
         ids = whole[len(begun) :]
     if ids is None:
@@ -79,12 +80,23 @@ class Tokenizer:
     eos = self.hf.eos_token_id
     return [*ids, eos if eos in stop_ids else stop_ids[0]]
 
-  def _templated(self, chat: bool) -> bool:
-    return bool(chat and self.hf.chat_template)
+  def check_thinking(self, framing: Framing) -> None:
+    """Raises InputError where `framing` sets thinking and no template of this tokenizer reads it."""
+    if framing.thinking and not (self._templated(framing) and "enable_thinking" in str(self.hf.chat_template)):
+      raise InputError(
+        f"config.data.thinking is {framing.thinking!r}, but no chat template of {self.hf.name_or_path} that reads "
+        "enable_thinking is used: leave it empty"
+      )
 
-  def _templated_ids(self, messages: list[dict[str, str]], begin_turn: bool) -> list[int]:
+  def _templated(self, framing: Framing) -> bool:
+    return bool(framing.chat and self.hf.chat_template)
+
+  def _templated_ids(self, messages: list[dict[str, str]], framing: Framing, begin_turn: bool) -> list[int]:
+    switch = {"enable_thinking": framing.thinking == "on"} if framing.thinking else {}
     try:
-      return self.hf.apply_chat_template(messages, add_generation_prompt=begin_turn, tokenize=True, return_dict=False)
+      return self.hf.apply_chat_template(
+        messages, add_generation_prompt=begin_turn, tokenize=True, return_dict=False, **switch
+      )
     except (TemplateError, TypeError, ValueError) as error:
       raise InputError(
         f"the chat template of {self.hf.name_or_path} does not take this prompt: {error}; "
@@ -94,6 +106,22 @@ class Tokenizer:
   def decode(self, ids: Sequence[int]) -> str:
     """The text of `ids`, special tokens left out, spaces untouched."""
     return self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+  def pieces(self, ids: Sequence[int]) -> list[str]:
+    """The text of each token of a byte-level tokenizer; of several that make up one character only the last has it.
+
+    Their concatenation is `decode(ids)` but for special tokens, which are written out here, and bytes that are no text.
+    """
+    pieces, open_ids = [], []
+    special = set(self.hf.all_special_ids)
+    for token in ids:
+      open_ids.append(token)
+      text = self.hf.decode([token]) if token in special else self.decode(open_ids)
+      # A character that has begun decodes to U+FFFD; none has more than four bytes.
+      whole = not text.endswith("\ufffd") or len(open_ids) == 4
+      pieces.append(text if whole else "")
+      open_ids = [] if whole else open_ids
+    return pieces
 
   def single_ids(self, texts: Sequence[str], field: str) -> tuple[int, ...]:
     """The id of each text, which must be one token: a special token, or what the text alone is encoded to.
@@ -109,15 +137,6 @@ class Tokenizer:
         raise InputError(f"{field} has {text!r}, which is {len(encoded)} tokens ({pieces}): give single tokens")
       ids += encoded
     return tuple(ids)
-
-
-def prompt_text(prompt: str | Sequence[dict[str, str]]) -> str:
-  """A prompt as plain text: itself, or the contents of its messages joined by blank lines."""
-  return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
-
-
-def _messages(prompt: str | Sequence[dict[str, str]]) -> list[dict[str, str]]:
-  return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:

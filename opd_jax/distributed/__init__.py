@@ -1,7 +1,7 @@
 """Where things live: the mesh that both models share, and the table from axis names to mesh axes."""
 
 from opd_jax.distributed.axes import DECODING, TRAINING, constrain, partition_spec, parts, sharding
-from opd_jax.distributed.hosts import any_process, cluster, fetch
+from opd_jax.distributed.hosts import any_process, cluster, fetch, from_first_process
 from opd_jax.distributed.mesh import make_mesh, mesh_of, place_rows
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
   "cluster",
   "constrain",
   "fetch",
+  "from_first_process",
   "make_mesh",
   "mesh_of",
   "partition_spec",

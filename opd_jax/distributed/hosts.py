@@ -70,6 +70,13 @@ def any_process(flag: bool) -> bool:
   return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
+def from_first_process(number: int) -> int:
+  """Process 0's number (int32), on all. Every process must call it, and none goes on before process 0 has."""
+  if jax.process_count() == 1:
+    return number
+  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def fetch(arrays):
   """A pytree of global arrays as numpy arrays, whole, on every process."""
   if jax.process_count() == 1:

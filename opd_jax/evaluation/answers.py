@@ -25,6 +25,8 @@ _DENIAL = re.compile(r"(?i)\b(?:not|cannot|than|wrong|incorrect)\b|n't\b|\\(?:ne
 _HEDGE = re.compile(r"(?i)\b(?:n?or|between|either)\b")
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|(?<![\w.])-?\.\d+")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?")
+_FRACTION = re.compile(r"(-?)(?:\\frac\{(\d{1,30})\}\{(\d{1,30})\}|(\d{1,30})/(\d{1,30}))")
+_FORMULA = re.compile(r"\$([^$]+)\$|\\\(([^$]*?)\\\)")
 _NUMERAL = re.compile(r"(\d+)(?:_\{?(\d+)\}?)?")
 _LETTERS = re.compile(
   r"\W{0,4}(?:(?i:option|choice)\W{1,3})?([A-Z]{1,6}\)?(?:(?:, ?and |, ?or |, ?| and | or |/)\(?[A-Z]\)?)*)(?![\w'])"
@@ -73,6 +75,15 @@ def last_sentence(text: str) -> str | None:
   return None if not sentence or _REQUEST.match(sentence) else sentence
 
 
+def last_formula(sentence: str) -> str:
+  """The last formula between dollar signs or `\\(` and `\\)`, else the last number, else the sentence."""
+  formulas = [match[1] or match[2] for match in _FORMULA.finditer(sentence[-_TAIL:])]
+  if formulas:
+    return formulas[-1]
+  number = last_number(sentence)
+  return sentence if number is None else str(number)
+
+
 def denies(text: str) -> bool:
   """Whether a text names a number in order to exclude it: "not 2", "more than 2"."""
   return bool(_DENIAL.search(text))
@@ -104,6 +115,21 @@ def as_number(text: str) -> Fraction | None:
   if len(text) > _MAX_NUMBER or not any(char.isdigit() for char in text) or not _PLAIN_NUMBER.fullmatch(text):
     return None
   return Fraction(text.replace(",", ""))
+
+
+def canonical(text: str) -> str:
+  """An answer such that the same number is the same text: `x = 0.50`, `\\dfrac{1}{2}` and `1/2` are all "1/2".
+
+  Other answers are compared as `plain` writes them: `2x` and `x + x` are two.
+  """
+  text = plain(text).rpartition("=")[2]
+  fraction = _FRACTION.fullmatch(text)
+  if fraction:
+    sign, *parts = fraction.groups()
+    over, under = (int(part) for part in parts if part)
+    return str(Fraction(-over if sign else over, under)) if under else text
+  value = as_number(text)
+  return text if value is None else str(value)
 
 
 def same_numeral(ours: str, reference: str) -> bool | None:

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 from opd_jax.errors import InputError, nearest
@@ -57,6 +58,21 @@ def grade(kind: str, response: str, answer: str) -> bool:
   """
   check_kind(kind)
   return bool(answer.strip()) and _graders[kind](response, answer)
+
+
+def extract(kind: str, response: str) -> str:
+  """What a response comes down to, for a vote among several: those that give the same text agree; "" has no vote.
+
+  Args:
+    kind: as for `grade`. For a registered grader it is what stands in the last box or after "answer is", and the whole
+      text where there is neither.
+    response: all that the model wrote; what stands before a `</think>` is ignored.
+
+  Raises:
+    InputError: unknown kind, the nearest is named.
+  """
+  check_kind(kind)
+  return _EXTRACTORS.get(kind, _extract_any)(response)
 
 
 def register(name: str, function: Callable[[str, str], bool]) -> None:
@@ -99,29 +115,64 @@ def _grade_math(response: str, answer: str) -> bool:
   return prose is not None and not answers.hedges(prose) and _in_worker("math", prose, answer)
 
 
+def _extract_math(response: str) -> str:
+  text = answers.joined_thousands(answers.after_thinking(response))
+  stated = answers.last_box(text) or answers.after_anchor(text)
+  return answers.canonical(stated or answers.last_formula(answers.last_sentence(text) or ""))
+
+
 def _grade_gsm8k(response: str, answer: str) -> bool:
-  text, gold = answers.after_thinking(response), answers.last_number(answer.rpartition("####")[2])
+  gold = answers.last_number(answer.rpartition("####")[2])
+  return gold is not None and _gsm8k_number(response) == gold
+
+
+def _extract_gsm8k(response: str) -> str:
+  number = _gsm8k_number(response)
+  return "" if number is None else str(number)
+
+
+def _gsm8k_number(response: str) -> Fraction | None:
+  text = answers.after_thinking(response)
   if "####" in text:
     text = text.rpartition("####")[2].strip().split("\n", 1)[0]
   elif (box := answers.last_box(text)) is not None:
     text = box
   elif text.endswith("?"):  # the question repeated
-    return False
-  return gold is not None and answers.last_number(text) == gold
+    return None
+  return answers.last_number(text)
 
 
 def _grade_exact(response: str, answer: str) -> bool:
-  return answers.after_thinking(response).split() == answer.split()
+  return _extract_exact(response) == " ".join(answer.split())
+
+
+def _extract_exact(response: str) -> str:
+  return " ".join(answers.after_thinking(response).split())
 
 
 def _grade_choice(response: str, answer: str) -> bool:
-  text = answers.after_thinking(response)
-  candidate = answers.last_box(text) or answers.after_anchor(text) or text.rsplit("\n", 1)[-1]
   gold = answers.letters(answer)
-  return gold != "" and answers.letters(candidate) == gold
+  return gold != "" and _extract_choice(response) == gold
+
+
+def _extract_choice(response: str) -> str:
+  text = answers.after_thinking(response)
+  return answers.letters(answers.last_box(text) or answers.after_anchor(text) or text.rsplit("\n", 1)[-1])
+
+
+def _extract_any(response: str) -> str:
+  text = answers.after_thinking(response)
+  stated = answers.last_box(text) or answers.after_anchor(text)
+  return answers.canonical(stated) if stated else _extract_exact(text)
 
 
 _BUILT_IN = {"math": _grade_math, "gsm8k": _grade_gsm8k, "exact": _grade_exact, "choice": _grade_choice}
+_EXTRACTORS = {
+  "math": _extract_math,
+  "gsm8k": _extract_gsm8k,
+  "exact": _extract_exact,
+  "choice": _extract_choice,
+}
 _graders: dict[str, Callable[[str, str], bool]] = dict(_BUILT_IN)
 
 

@@ -14,33 +14,25 @@ import dataclasses
 import math
 from typing import Any
 
+from opd_jax.horizon.rungs import OnRungs, lengths_on
 from opd_jax.horizon.schedules import Horizon
 
 
 @dataclasses.dataclass(frozen=True)
-class Reliability(Horizon):
+class Reliability(OnRungs):
   """Grows by a rung once the last eighth's divergence is at most `ratio` times that of the rest, over `every` steps.
 
   The state is {"rung", "steps", "far", "near"}: the rung, steps seen on it since the last decision, and sums of the two
   divergences. A decision is taken after each `every` steps; then the sums begin again.
 
   Attributes:
-    rungs: ascending; the last is `maximum`.
-    every: steps between two decisions.
     ratio: above 0.
   """
 
-  rungs: tuple[int, ...]
-  every: int
   ratio: float
 
   def init(self) -> dict[str, Any]:
     return {"rung": 0, "steps": 0, "far": 0.0, "near": 0.0}
-
-  def __call__(self, step: int, state: Any = None) -> int:
-    """Without a state, the most that it may be at that step: what is planned and compiled for."""
-    rung = step // self.every if state is None else state["rung"]
-    return self.rungs[min(rung, len(self.rungs) - 1)]
 
   def update(self, state: dict[str, Any], diagnostics: dict[str, Any]) -> dict[str, Any]:
     """Reads `loss_by_position`, means over equal parts of the reach; NaN where a part held no token."""
@@ -64,10 +56,7 @@ def reliability(rungs: tuple[int, ...], T: int, start: int, every: int, ratio: f
 
   Raises ValueError for numbers that are not positive or a start above `T`.
   """
-  for name, value in (("T", T), ("start", start), ("every", every), ("ratio", ratio)):
+  for name, value in (("every", every), ("ratio", ratio)):
     if value <= 0:
       raise ValueError(f"{name} is {value}: it must be above 0")
-  if start > T:
-    raise ValueError(f"start is {start}: it must be at most the maximum {T}")
-  lengths = sorted({min(rung, T) for rung in rungs if rung >= start} | {T})
-  return Reliability(T, tuple(lengths), every, ratio)
+  return Reliability(T, lengths_on(rungs, T, start), every, ratio)

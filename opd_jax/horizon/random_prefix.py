@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from opd_jax.horizon.rungs import lengths_on
 from opd_jax.horizon.schedules import Horizon
 
 _STREAM = 0x4E4154  # of random bits, apart from those that order prompts
@@ -38,7 +39,4 @@ class RandomPrefix(Horizon):
 
 def random_prefix(rungs: tuple[int, ...], T: int, start: int) -> Horizon:
   """Over the rungs from the first that holds `start` up to `T`. Raises ValueError where `start` is above `T`."""
-  if not 1 <= start <= T:
-    raise ValueError(f"start is {start}: it must be from 1 to the maximum {T}")
-  lengths = sorted({min(rung, T) for rung in rungs if rung >= start} | {T})
-  return RandomPrefix(T, tuple(lengths))
+  return RandomPrefix(T, lengths_on(rungs, T, start))

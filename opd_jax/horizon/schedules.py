@@ -31,10 +31,21 @@ class Horizon:
     """The number of new tokens of step `step` (counted from 0)."""
     raise NotImplementedError
 
+  def planned(self, step: int, since: int = 0, state: Any = None) -> tuple[int, ...]:
+    """What `step` may ask for, as far as the state at step `since` lets know (None: of a run that begins): the same as
+    there, and the most that it may have grown to."""
+    del since, state
+    return (self(step),)
+
   def update(self, state: Any, diagnostics: dict[str, float]) -> Any:
     """The next state, from the (replicated) diagnostics of the step that just ended."""
     del diagnostics
     return state
+
+  def prefix(self, step: int, state: Any = None) -> int | None:
+    """Where the step compares the gradient of the first so many tokens with the whole one: how many; else None."""
+    del step, state
+    return None
 
   @property
   def reached(self) -> tuple[tuple[int, float], ...]:

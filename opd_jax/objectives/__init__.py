@@ -2,9 +2,11 @@
 
 from opd_jax.objectives.diagnostics import diagnose, repetition
 from opd_jax.objectives.entropy_aware import EntropyAware
+from opd_jax.objectives.margin_drop import Cut, MarginDrop, make_margin_drop
 from opd_jax.objectives.matching import Matching
-from opd_jax.objectives.objective import Loss, Objective, Reading, diverge, make_objective
+from opd_jax.objectives.objective import Loss, Objective, diverge, make_objective
 from opd_jax.objectives.policy_gradient import PolicyGradient
+from opd_jax.objectives.reading import Reading
 from opd_jax.objectives.selection import ENTROPY, Selection
 from opd_jax.objectives.term import OWN_TOKENS, REFERENCE, SCORES, Call, Signals, Term, make_terms, register
 from opd_jax.objectives.token_weights import TokenWeights, make_token_weights
@@ -15,8 +17,10 @@ __all__ = [
   "REFERENCE",
   "SCORES",
   "Call",
+  "Cut",
   "EntropyAware",
   "Loss",
+  "MarginDrop",
   "Matching",
   "Objective",
   "PolicyGradient",
@@ -27,6 +31,7 @@ __all__ = [
   "TokenWeights",
   "diagnose",
   "diverge",
+  "make_margin_drop",
   "make_objective",
   "make_terms",
   "make_token_weights",

@@ -9,7 +9,8 @@ end-of-sequence ids), and sums with counts, so that micro-batches and devices ad
 import jax
 import jax.numpy as jnp
 
-from opd_jax.objectives.objective import Loss, Objective, Reading
+from opd_jax.objectives.objective import Loss, Objective
+from opd_jax.objectives.reading import Reading
 from opd_jax.telemetry.metrics import Metrics, Ratio
 
 POSITIONS = 8  # equal parts of the reach

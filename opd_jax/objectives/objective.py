@@ -1,7 +1,7 @@
 """What the student minimises: the terms of a config, each with its factor, over the tokens that count.
 
 student, teacher (hidden states, head) ─► [select tokens] ─► signals that the terms need ─► terms ─► calls of the op
-                                              no gradient ───┘                                └─► one gradient each
+                                              no gradient ───┘            all at once, in segments or in two parts ─┘
 """
 
 import dataclasses
@@ -12,27 +12,24 @@ import jax.numpy as jnp
 
 from opd_jax import config as configs
 from opd_jax.divergence import Divergence, divergence
+from opd_jax.objectives.in_segments import Calls, add_up_in_segments
+from opd_jax.objectives.margin_drop import Cut, MarginDrop
+from opd_jax.objectives.reading import Reading
 from opd_jax.objectives.selection import ENTROPY, Selection, take_columns
 from opd_jax.objectives.term import REFERENCE, SCORES, Call, Signals, Term, make_terms
 from opd_jax.telemetry.metrics import Metrics, Ratio
-
-
-class Reading(NamedTuple):
-  """What a model makes of completions: the states that predict each token, and the head that they are read with."""
-
-  hidden_bsd: jax.Array
-  head_vd: jax.Array
 
 
 class Loss(NamedTuple):
   """An objective's answer.
 
   Attributes:
-    value: [] with its gradient, in the student's reading.
+    value: with its gradient, in the student's reading; [], or [2] where it was asked for in two parts.
     student, teacher: readings of the tokens that were looked at, which are fewer columns under a selection.
     signals: of those tokens.
     result: of the first call of the op, [B, S] a field.
     metrics: what the terms show, means over the valid tokens.
+    cut: where responses stop to train; None where none is cut.
   """
 
   value: jax.Array
@@ -41,6 +38,7 @@ class Loss(NamedTuple):
   signals: Signals
   result: Divergence
   metrics: Metrics
+  cut: Cut | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +51,7 @@ class Objective:
     temperature: divides the student's logits.
     teacher_temperature: divides the teacher's.
     selection: of tokens; None: all.
+    margin_drop: where responses are cut, by what the heads show on the way; None: nowhere. Not with a selection.
   """
 
   terms: tuple[tuple[float, Term], ...]
@@ -60,18 +59,28 @@ class Objective:
   temperature: float = 1.0
   teacher_temperature: float = 1.0
   selection: Selection | None = None
+  margin_drop: MarginDrop | None = None
 
   @property
   def needs(self) -> frozenset[str]:
     return frozenset().union(*(term.needs for _, term in self.terms))
 
-  def __call__(self, student: Reading, teacher: Reading, signals: Signals, reference: Reading | None = None) -> Loss:
+  def __call__(
+    self,
+    student: Reading,
+    teacher: Reading,
+    signals: Signals,
+    reference: Reading | None = None,
+    prefix: jax.Array | None = None,
+  ) -> Loss:
     """The loss of some rows, whose weights are shares of the global batch.
 
     Args:
       student, teacher: readings of the same completions.
       signals: of the rollout; the scores are filled in here.
       reference: reading of a third model, where `needs` has REFERENCE.
+      prefix: int32 scalar; asks for the loss in two parts: of the tokens before this column, and of the others. Not
+        where responses are cut.
     """
     if self.selection:
       student, teacher, reference, signals = self._selected(student, teacher, reference, signals)
@@ -81,14 +90,28 @@ class Objective:
       result = self._forward(student, reference, signals, self.temperature)
       signals = dataclasses.replace(signals, reference_logprob_bs=result.teacher_logprob)
     signals = jax.lax.stop_gradient(signals)
-    value, results, shown = 0.0, [], {}
-    for factor, term in self.terms:
-      for call in term.calls(signals):
-        results.append(diverge(call, student, teacher, signals.tokens_bs, self.vocab_size, *self._temperatures))
-        value += factor * results[-1].loss
-        shown |= call.shown
+    calls, cut = [(factor, call) for factor, term in self.terms for call in term.calls(signals)], None
+    if self.margin_drop:
+      arrays = student, teacher, signals.tokens_bs, signals.mask_bs
+      value, result, cut = add_up_in_segments(self.margin_drop, self._add_up, calls, *arrays)
+    elif prefix is None:
+      value, result = self._add_up(calls, student, teacher, signals.tokens_bs)
+    else:
+      early_bs = signals.positions_bs < prefix
+      parts = ([(f, call.where(part_bs)) for f, call in calls] for part_bs in (early_bs, ~early_bs))
+      (early, result), (late, _) = (self._add_up(part, student, teacher, signals.tokens_bs) for part in parts)
+      value = jnp.stack([early, late])
+    shown = {name: values_bs for _, call in calls for name, values_bs in call.shown.items()}
     metrics = {name: Ratio.of(values_bs, signals.mask_bs) for name, values_bs in shown.items()}
-    return Loss(value, student, teacher, signals, jax.lax.stop_gradient(results[0]), metrics)
+    return Loss(value, student, teacher, signals, jax.lax.stop_gradient(result), metrics, cut)
+
+  def _add_up(self, calls: Calls, student: Reading, teacher: Reading, tokens_bs: jax.Array):
+    """(loss of the calls together, result of the first) over some columns."""
+    value, results = 0.0, []
+    for factor, call in calls:
+      results.append(diverge(call, student, teacher, tokens_bs, self.vocab_size, *self._temperatures))
+      value += factor * results[-1].loss
+    return value, results[0]
 
   @property
   def _temperatures(self) -> tuple[float, float]:
@@ -127,14 +150,18 @@ class Objective:
     return take(student), take(teacher), take(reference), chosen
 
 
-def make_objective(config: configs.Objective, vocab_size: int) -> Objective:
-  """That of a config. Raises InputError for a `kind` that names no terms."""
+def make_objective(config: configs.Objective, vocab_size: int, margin_drop: MarginDrop | None = None) -> Objective:
+  """That of a config's section, with the `make_margin_drop` of the whole config.
+
+  Raises InputError for a `kind` that names no terms.
+  """
   return Objective(
     make_terms(config),
     vocab_size,
     config.temperature,
     config.teacher_temperature or config.temperature,
     Selection(config.select_by, config.select_share) if config.select_by else None,
+    margin_drop,
   )
 
 

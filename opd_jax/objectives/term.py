@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 
 from opd_jax import config as configs
 from opd_jax.errors import InputError, nearest
@@ -87,6 +88,10 @@ class Call:
   with_sampled: bool = False
   advantages_bs: jax.Array | None = None
   shown: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+  def where(self, here_bs: jax.Array) -> "Call":
+    """The same call with weight on some tokens alone: those that bool [B, S] marks."""
+    return dataclasses.replace(self, weights_bs=jnp.where(here_bs, self.weights_bs, 0.0))
 
 
 class Term(Protocol):

@@ -85,7 +85,7 @@ def cache_bytes(config: Config, models: Architectures, program: Program, mesh: M
 def queued_bytes(config: Config, models: Architectures, program: Program, mesh: Mesh | AbstractMesh) -> int:
   """Of one chip, held while a program runs and none of its own: the devices are given the next step's decode layout
   while an update runs (`training.pipeline`)."""
-  if program.name != "update":
+  if not program.trains:
     return 0
   layout = abstract_model(models.student, config.student.dtype, mesh, DECODING, int8=config.rollout.int8)
   return bytes_on_chip(layout)
@@ -124,6 +124,10 @@ def model_temporaries(
     return _resharding(config, getattr(models, program.model), mesh, int8)
   if program.generates:
     return _generating(config, models, program, mesh)
+  if program.name == "canary":
+    return _reading(config, models, program, mesh)
+  if program.name == "token_kl":
+    return _scoring(config, models, program, mesh)
   return _updating(config, models, program, mesh)
 
 
@@ -161,6 +165,33 @@ def _generating(config: Config, models: Architectures, program: Program, mesh: M
   return Temporaries(weights + head, cache_bytes(config, models, program, mesh) + max(prefill, decode + logits))
 
 
+def _reading(config: Config, models: Architectures, program: Program, mesh: Mesh | AbstractMesh) -> Temporaries:
+  """A layer or the head, gathered in turn; what a layer makes of the rows, and the logits of one position."""
+  a: Architecture = getattr(models, program.model)
+  tensor, parts, width = _cut(mesh, config.teacher.dtype if program.model == "teacher" else "float32")
+  rows = program.rows if program.rows % parts else program.rows // parts  # all on every chip where they do not divide
+  T = program.arguments[1].shape[1] + program.bucket
+  weights = width * max(_layer_parameters(a), a.vocab_size * a.hidden_size) // tensor
+  scores = (_FLOAT32 + width) * a.heads // tensor * queries_at_once(T) * T
+  logits = 3 * _FLOAT32 * a.vocab_size // tensor
+  return Temporaries(weights, rows * (T * _activations(a, width, tensor) + scores + logits))
+
+
+def _scoring(config: Config, models: Architectures, program: Program, mesh: Mesh | AbstractMesh) -> Temporaries:
+  """A layer and the heads gathered; states of both models, one layer of any one."""
+  tensor, parts, width = _cut(mesh, config.student.dtype)
+  read = [(models.student, width), (models.teacher, _cut(mesh, config.teacher.dtype)[2])]
+  rows, T = -(-program.rows // parts), config.rollout.max_prompt + program.bucket
+  weights = max(2 * width * _layer_parameters(a) for a, width in read) // tensor
+  heads = sum(width * a.vocab_size * a.hidden_size for a, width in read) // tensor
+  states = 2 * rows * program.bucket * sum(width * a.hidden_size for a, width in read)
+  passing = max(
+    rows * T * _activations(a, width, tensor) + rows * (_FLOAT32 + width) * a.heads // tensor * queries_at_once(T) * T
+    for a, width in read
+  )
+  return Temporaries(weights + heads, states + passing)
+
+
 def _updating(config: Config, models: Architectures, program: Program, mesh: Mesh | AbstractMesh) -> Temporaries:
   """Weights, gradients and heads gathered; what the backward pass keeps and one layer of any one model."""
   student, teacher = models.student, models.teacher
@@ -182,14 +213,16 @@ def _updating(config: Config, models: Architectures, program: Program, mesh: Mes
     return rows * (_FLOAT32 + width) * a.heads // tensor * queries_at_once(T) * T
 
   # A gradient in the computation's dtype, one in float32; accumulation carries a float32 sum in and out of its loop.
-  per_parameter = width + _FLOAT32 * (1 if config.optimizer.micro_batches == 1 else 3)
+  gradients = 2 if program.name == "probe" else 1
+  per_parameter = gradients * (width + _FLOAT32 * (1 if config.optimizer.micro_batches == 1 else 3))
   weights = (width + per_parameter) * _parameters(student) // mesh.size + width * _layer_parameters(student) // tensor
   if config.teacher.int8:
     weights += teacher_width * _layer_parameters(teacher) // tensor  # of one layer at a time, multiplied out
   if config.teacher.ema:
     weights += teacher_width * _parameters(teacher) // mesh.size  # in the computation's dtype
   heads = sum(width * a.vocab_size * a.hidden_size for a, width, *_ in [(student, width), *scored])
-  heads += 2 * _FLOAT32 * student.vocab_size * student.hidden_size  # gradients of head and embedding, not yet cut
+  # Gradients of head and embedding, not yet cut.
+  heads += gradients * 2 * _FLOAT32 * student.vocab_size * student.hidden_size
   states = 2 * rows * program.bucket * sum(width * a.hidden_size for a, width, *_ in [(student, width), *scored])
   kept = student.layers * rows * T * width * student.hidden_size
   if not config.student.remat:

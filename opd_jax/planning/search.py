@@ -134,7 +134,7 @@ class Search:
       return program.name.startswith("evaluate")
 
     def updates(program: Program) -> bool:
-      return program.name == "update"
+      return program.trains
 
     for changed in self._evaluation_batches(config, mesh):
       if not fits(changed, lambda program: not updates(program)):
@@ -146,7 +146,7 @@ class Search:
     """As it is, then smaller by halves, down to a row a chip."""
     yield config
     batch = config.eval.batch // 2
-    while config.eval.path and batch >= _parts(mesh):
+    while config.eval.has_sets and batch >= _parts(mesh):
       yield dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch=batch))
       batch //= 2
 

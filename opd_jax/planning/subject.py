@@ -16,6 +16,7 @@ from opd_jax.errors import InputError
 from opd_jax.evaluation.evaluator import define_programs as define_evaluation
 from opd_jax.models import Architecture, read_architecture
 from opd_jax.programs import ProgramTable
+from opd_jax.training.canary import define_programs as define_canary
 from opd_jax.training.programs import Architectures
 from opd_jax.training.run import check_heads, check_objective, check_rows
 from opd_jax.training.step import define_programs
@@ -48,6 +49,7 @@ def make_table(config: Config, models: Architectures, mesh: Mesh) -> ProgramTabl
   table = ProgramTable(mesh)
   define_programs(table, config, (0,), models.vocab_size)
   define_evaluation(table, config, (0,), models.vocab_size)
+  define_canary(table, models.vocab_size)
   return table
 
 

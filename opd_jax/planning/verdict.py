@@ -169,7 +169,7 @@ def _mending(
     flags = " ".join(candidate.changes(config, topology))
     say(f"trying {flags}")
     update_changed = candidate.config.optimizer != config.optimizer or candidate.config.student != config.student
-    known = [row for row in programs if row.program.name != "update" or not update_changed]
+    known = [row for row in programs if not row.program.trains or not update_changed]
     rows = _compiled(candidate.config, models, candidate.topology, say, known)
     mesh = abstract_mesh(candidate.config, candidate.topology.chips)
     memory = footprint(candidate.config, models, mesh, rows)

@@ -18,8 +18,10 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +29,9 @@ from jax.sharding import Mesh, NamedSharding
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
+
+Options = Mapping[str, str]  # name of an XLA option -> its value
+_NONE: Mapping[str, Options] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,13 @@ class Compile:
   seconds: float
   cached: bool
   ahead: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Definition:
+  function: Callable
+  donate: tuple[int, ...]
+  options: Mapping[str, Options]
 
 
 class _Listener(threading.local):
@@ -84,22 +96,26 @@ class ProgramTable:
   def __init__(self, mesh: Mesh | None = None):
     self.compiles: list[Compile] = []
     self._mesh = mesh
-    self._definitions: dict[str, tuple[Callable, tuple[int, ...]]] = {}
+    self._definitions: dict[str, _Definition] = {}
     self._executables: dict[Any, jax.stages.Compiled] = {}
     self._ahead: dict[Any, Future] = {}
     self._thread: ThreadPoolExecutor | None = None
 
-  def define(self, program: str, function: Callable, *, donate: tuple[int, ...] = ()) -> None:
-    """Names `function(*args, bucket)`; the arguments at the positions in `donate` are used up by a call."""
+  def define(
+    self, program: str, function: Callable, *, donate: tuple[int, ...] = (), options: Mapping[str, Options] = _NONE
+  ) -> None:
+    """Names `function(*args, bucket)`; the arguments at the positions in `donate` are used up by a call. `options`: for
+    XLA, by platform."""
     if program in self._definitions:
       raise ValueError(f"program {program!r} is defined twice")
-    self._definitions[program] = (function, donate)
+    self._definitions[program] = _Definition(function, donate, options)
 
   def trace(self, program: str, bucket: int, *args: Any) -> jax.stages.Traced:
     """`program` at `bucket` before it is lowered: what it computes, by its jaxpr, on the arrays of all devices."""
-    function, donate = self._definitions[program]
+    definition = self._definitions[program]
+    function = functools.partial(definition.function, bucket=bucket)
     with self._on_mesh():
-      return jax.jit(functools.partial(function, bucket=bucket), donate_argnums=donate).trace(*args)
+      return jax.jit(function, donate_argnums=definition.donate).trace(*args)
 
   def compile(self, program: str, bucket: int, *args: Any) -> jax.stages.Compiled:
     """The executable of `program` at `bucket` for arguments of these shapes, dtypes and shardings."""
@@ -140,20 +156,53 @@ class ProgramTable:
     """Calls `program` at `bucket`."""
     return self.compile(program, bucket, *args)(*args)
 
+  def first_nan(self, program: str, bucket: int, *args: Any) -> str | None:
+    """Runs `program` uncompiled, one operation after the other, up to the first that makes a NaN: its name and where
+    it stands. None where none does. It takes long and much memory; no argument is used up."""
+    function = self._definitions[program].function
+    try:
+      with self._on_mesh(), jax.disable_jit(), jax.debug_nans(True):
+        function(*args, bucket=bucket)
+    except FloatingPointError as error:
+      return _place(error)
+    return None
+
   def _compile(self, program: str, bucket: int, args: tuple, *, ahead: bool) -> jax.stages.Compiled:
     started, hits = time.perf_counter(), _listener.hits
     _listener.planned = True
     try:
       with self._on_mesh():
-        executable = self.trace(program, bucket, *args).lower().compile()
+        executable = _compile(self.trace(program, bucket, *args).lower(), self._options(program))
     finally:
       _listener.planned = False
     cached = _listener.hits > hits
     self.compiles.append(Compile(program, bucket, time.perf_counter() - started, cached, ahead))
     return executable
 
+  def _options(self, program: str) -> Options:
+    platform = self._mesh.devices.flat[0].platform if self._mesh is not None else jax.default_backend()
+    return self._definitions[program].options.get(platform, {})
+
   def _on_mesh(self) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+
+def _compile(lowered: jax.stages.Lowered, options: Options) -> jax.stages.Compiled:
+  """With the options as far as this XLA knows them: they are for speed, and their names come and go."""
+  try:
+    return lowered.compile(compiler_options=dict(options))
+  except jax.errors.JaxRuntimeError as error:
+    if not any(name in str(error) for name in options):
+      raise
+    return lowered.compile()
+
+
+def _place(error: FloatingPointError) -> str:
+  """What jax says of an operation that made a NaN, and the line of ours that it comes from."""
+  package = Path(__file__).parents[1]
+  frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(package)]
+  line = f"{Path(frames[-1].filename).relative_to(package.parent)} line {frames[-1].lineno}: {frames[-1].line}"
+  return f"{str(error).splitlines()[0].rpartition(' ')[2]} at {line}"
 
 
 def _key(program: str, bucket: int, args: tuple) -> tuple:

@@ -2,7 +2,8 @@
 
     device sums  ──►  metrics.py   (sum, count) pairs that merge over micro-batches and devices
     one row/step ──►  rows.py      one JSON object a line: encode, read, cut back to a step
-                      workdir.py   RunLog: the row files and TensorBoard; config.json, command.sh
+                      events.py    the same numbers for TensorBoard
+                      workdir.py   RunLog: row files and events; config.json, command.sh
     on screen    ──►  console.py   progress bar or plain lines, closing table
     afterwards   ──►  record.py    a workdir read back, with the totals that every summary needs
                       plots.py     the charts, as inline SVG

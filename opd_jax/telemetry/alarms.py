@@ -6,9 +6,11 @@
     entropy collapse    the student a tenth as unsure as at the start, and a fifth as unsure as its teacher
 
 "Before" is the mean of the run's first ten steps since the horizon last moved; of a value smoothed over about ten.
+Steps that probe the full horizon are passed over.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,9 +31,10 @@ class Alarms:
   _told: set[str] = dataclasses.field(default_factory=set)
 
   def __call__(self, row: Mapping[str, Any]) -> list[str]:
-    """`row`: of metrics.jsonl; values that are missing or None set off nothing."""
+    """`row`: of metrics.jsonl; values that are missing or not finite set off nothing, nor does a probe."""
     values = {name: row[name] for name in _WATCHED if isinstance(row.get(name), float)}
-    if len(values) < len(_WATCHED) or any(value != value for value in values.values()):
+    broken = len(values) < len(_WATCHED) or not all(map(math.isfinite, values.values()))
+    if broken or "probe_cosine" in row:
       return []
     if row["horizon"] != self._horizon:
       self._horizon, self._count, self._usual, self._now = row["horizon"], 0, {}, {}

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from opd_jax.telemetry.record import RunRecord, Score, set_label, settings_line
+from opd_jax.telemetry.record import Row, RunRecord, Score, row_label, settings_line
 
 WIDTH = 80
 RECENT_STEPS = 20  # over which speed is taken
@@ -96,7 +96,7 @@ class StepProgress:
 
   def evaluation(self, row: Mapping[str, Any]) -> None:
     """A finished evaluation: its row of `eval.jsonl`. The student's accuracy on the first set stays in view."""
-    label = set_label(row["set"], row.get("k"), row.get("temperature"))
+    label = row_label(row)
     score = Score(row["step"], row["accuracy"], row.get("stderr"))
     if row["model"] == "student":
       self._shown = self._shown or label
@@ -106,18 +106,17 @@ class StepProgress:
 
   def pair(self, rows: Sequence[tuple[str, str, str, str]]) -> None:
     """Student and teacher side by side: (aspect, student, teacher, what to do) each; the last stands below."""
-    table = _table(self._console, "", "student", "teacher")
-    for *cells, _ in rows:
-      table.add_row(*map(Text, cells))
-    self._console.print(table)
-    for aspect, _, _, advice in rows:
-      if advice:
-        self.note(f"{aspect}: {advice}")
+    _print_pair(self._console, rows)
 
   def note(self, message: str) -> None:
     """One line of its own, above the bar where there is one."""
     # Text, not markup: a data set's name may hold brackets.
     self._console.print(Text(message), soft_wrap=True)
+
+
+def print_pair(rows: Sequence[tuple[str, str, str, str]], stream: TextIO | None = None) -> None:
+  """The table of `StepProgress.pair` by itself."""
+  _print_pair(_console(stream), rows)
 
 
 def print_closing_table(run: RunRecord, stream: TextIO | None = None) -> None:
@@ -134,8 +133,48 @@ def print_closing_table(run: RunRecord, stream: TextIO | None = None) -> None:
       cells = [_cell(score) for score in (result.before, result.after, result.teacher)]
       table.add_row(Text(result.label), *cells, "-" if result.gap_closed is None else f"{result.gap_closed:.0%}")
     console.print(table)
+  marks = run.latest_marks()
+  if any((row.get("k") or 1) > 1 or row.get("model") not in ("student", "teacher") for row in marks):
+    print_marks(marks, stream)
   for name, text in totals(run):
     console.print(Text(f"{name:<10} {text}"), soft_wrap=True)
+
+
+def print_marks(rows: Sequence[Row], stream: TextIO | None = None) -> None:
+  """A table a model, with a line for each of its rows of eval.jsonl: how good, how sure, at best, by vote; how long."""
+  console = _console(stream)
+  for model in dict.fromkeys(str(row.get("model")) for row in rows):
+    table = _table(console, "set")
+    for name in marks_of({}):
+      table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+      if str(row.get("model")) == model:
+        table.add_row(Text(row_label(row)), *marks_of(row).values())
+    console.print(Text(f"marks of {model}", style="bold"), soft_wrap=True)
+    console.print(table)
+
+
+def marks_of(row: Row) -> dict[str, str]:
+  """What a row of eval.jsonl says, as texts by their column's name; "-" for what it lacks."""
+  texts = {
+    "accuracy": ("accuracy", lambda row: percent(row["accuracy"])),
+    "95 %": ("low", lambda row: f"{100 * row['low']:.1f}-{100 * row['high']:.1f}"),
+    "pass@k": ("pass_at", lambda row: percent(row["pass_at"][str(row["k"])])),
+    "maj@k": ("maj", lambda row: percent(row["maj"])),
+    "tokens": ("length", lambda row: count(row["length"])),
+    "cut": ("truncated", lambda row: f"{row['truncated']:.0%}"),
+  }
+  return {name: "-" if row.get(field) is None else text(row) for name, (field, text) in texts.items()}
+
+
+def _print_pair(console: Console, rows: Sequence[tuple[str, str, str, str]]) -> None:
+  table = _table(console, "", "student", "teacher")
+  for *cells, _ in rows:
+    table.add_row(*map(Text, cells))
+  console.print(table)
+  for aspect, _, _, advice in rows:
+    if advice:
+      console.print(Text(f"{aspect}: {advice}"), soft_wrap=True)
 
 
 def _table(console: Console, *columns: str) -> Table:
@@ -153,6 +192,10 @@ def totals(run: RunRecord) -> list[tuple[str, str]]:
     lines.append(("loss", f"{number(losses[0])} first, {number(run.metrics[-1].get('loss'))} last"))
   if run.metrics:
     lines.append(("generated", f"{count(run.generated_tokens())} tokens in {len(run.metrics)} steps"))
+  steps, skipped = run.column("skipped")
+  if any(skipped):
+    first = next(step for step, one in zip(steps, skipped) if one)
+    lines.append(("skipped", f"{sum(skipped)} of {len(steps)} updates, the first at step {first}"))
   split = run.seconds_split()
   if split:
     lines.append(("seconds", f"{sum(split.values()):.1f} = " + " + ".join(f"{v:.1f} {n}" for n, v in split.items())))

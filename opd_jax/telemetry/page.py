@@ -13,13 +13,14 @@ import jinja2
 import markupsafe
 
 from opd_jax.telemetry import plots
-from opd_jax.telemetry.console import count, number, percent
-from opd_jax.telemetry.record import Result, Row, RunRecord, Score, read_run, settings_line
+from opd_jax.telemetry.console import count, marks_of, number, percent
+from opd_jax.telemetry.record import Result, Row, RunRecord, Score, read_run, row_label, settings_line
 from opd_jax.telemetry.rows import replace_file
 from opd_jax.telemetry.template import PAGE
 
 SAMPLES = 4  # shown in all
 SAMPLE_CHARACTERS = 4000  # shown of a prompt or a completion
+SHADES = 8  # of a token's KL
 
 
 def write_report(workdir: str | Path) -> Path:
@@ -42,6 +43,8 @@ def render(runs: Sequence[RunRecord]) -> str:
   environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
   names = _names(runs)
   several = len(runs) > 1
+  samples = _samples(runs)
+  full_kl = _colour(samples)
   return environment.from_string(PAGE).render(
     title=f"{len(runs)} runs compared" if several else names[0],
     subtitle=", ".join(names) if several else settings_line(runs[0].config),
@@ -56,8 +59,16 @@ def render(runs: Sequence[RunRecord]) -> str:
       for result in run.results()
       if result.label == label
     ],
+    marks=[
+      {"run": index, "label": row_label(row), "model": str(row.get("model")), "cells": marks_of(row)}
+      for index, run in enumerate(runs)
+      for row in run.latest_marks()
+      if row.get("low") is not None
+    ],
     charts=[chart for chart in _charts(runs) if chart["svg"]],
-    samples=_samples(runs),
+    samples=samples,
+    full_kl=full_kl,
+    shades=SHADES,
     settings=_settings(runs),
     runs=runs,
   )
@@ -143,6 +154,8 @@ def _charts(runs: Sequence[RunRecord]) -> Iterator[dict[str, Any]]:
     )
   noisy = any(len(run.metrics) >= plots.NOISY_STEPS for run in runs)
   yield chart("Loss", "Pale: each step. Strong: running mean." if noisy else "Each step.", plots.loss(runs))
+  along = "Full colour: the largest values. Rows: eighths of the longest response of a step."
+  yield chart("Loss along the response", along, plots.positions(runs))
   yield chart("Horizon and bucket", "Wide: bucket. ▲ compiled, ✕ compiled unplanned.", plots.horizon(runs))
   yield chart("Completions", "Mean length, and the share cut off by the horizon.", plots.lengths(runs))
   yield chart("Time", "Wall seconds of the whole run, by part.", plots.time_split(runs))
@@ -167,13 +180,43 @@ def _samples(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
           "prompt": _cut(prompt),
           "answer": _cut(_text(sides[-1].get("answer"))),
           "sides": [
-            {"step": side["step"], "correct": mark, "completion": _cut(_text(side.get("completion")))}
+            {
+              "step": side["step"],
+              "correct": mark,
+              "completion": _cut(_text(side.get("completion"))),
+              "kl": side.get("kl") or [],
+              "tokens": side.get("tokens") or [],
+              "spans": [],
+            }
             for side, mark in zip(sides, marks)
           ],
           "order": (len(set(marks)) == 1, turn),
         }
       )
   return sorted(found, key=lambda sample: sample["order"])[:SAMPLES]
+
+
+def _colour(samples: Sequence[dict[str, Any]]) -> str:
+  """Gives each side that has the KL of its tokens `spans`: (text, shade from 0 to SHADES), neighbours of one shade put
+  together. Returns the nats of the full colour, one scale for all; "" where no side has any."""
+  sides = [side for sample in samples for side in sample["sides"] if side["kl"]]
+  values = sorted(value for side in sides for value in side["kl"] if value is not None)
+  if not values or values[-1] <= 0:
+    return ""
+  full = max(values[int(0.99 * (len(values) - 1))], 0.01 * values[-1])  # a single large token must not pale the others
+  for side in sides:
+    spans: list[tuple[str, int]] = []
+    for text, value in zip(side["tokens"], side["kl"]):
+      shade = round(SHADES * min(1.0, max(0.0, value or 0.0) / full))
+      if spans and spans[-1][1] == shade:
+        text = spans.pop()[0] + text
+      spans.append((text, shade))
+    shown, left = [], SAMPLE_CHARACTERS
+    for text, shade in spans:
+      shown.append((text[:left], shade))
+      left = max(0, left - len(text))
+    side["spans"] = [(text, shade) for text, shade in shown if text]
+  return f"{full:.2g}"
 
 
 def _text(value: Any) -> str:

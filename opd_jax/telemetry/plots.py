@@ -28,6 +28,9 @@ _STAND_INS |= {f"run-{index}": f"#0a0b0{index}" for index in range(COLOURS)}
 _LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
 _SIZE = (4.5, 2.9)  # inches; a phone shows it at about its natural size, so that 9 pt stays legible
 _POINTS = 400  # of a curve; more cannot be told apart and only make the page heavy
+_COLUMNS = 48  # of a heat map
+_SHADES = 8  # of its scale
+_OPACITIES = 24  # that are told apart
 
 
 def accuracy(runs: Sequence[RunRecord], label: str, *, seconds: bool) -> str | None:
@@ -120,6 +123,44 @@ def lengths(runs: Sequence[RunRecord]) -> str | None:
   return _svg("lengths", "completion length and share of truncated completions against step", draw)
 
 
+def positions(runs: Sequence[RunRecord]) -> str | None:
+  """The loss along the response over training, a panel a run: how opaque a cell is says how large, on one scale."""
+  maps = [(index, *_map(*run.by_position("loss_by_position"))) for index, run in enumerate(runs)]
+  maps = [(index, edges, columns) for index, edges, columns in maps if columns]
+  values = sorted(value for _, _, columns in maps for column in columns for value in column if value is not None)
+  if not values or values[-1] <= 0:
+    return None
+  top = max(values[int(0.98 * (len(values) - 1))], 0.01 * values[-1])  # a few large cells must not pale all others
+
+  def draw(figure: "Figure") -> None:
+    grid = figure.subplots(len(maps), 2, squeeze=False, gridspec_kw={"width_ratios": [24, 1]})
+    for (index, edges, columns), (axes, scale) in zip(maps, grid):
+      parts = len(columns[0])
+      cells = [
+        (left, part, right - left, value / top)
+        for left, right, column in zip(edges, edges[1:], columns)
+        for part, value in enumerate(column)
+        if value is not None
+      ]
+      _shade(axes, index, cells)
+      _whole_steps(axes)
+      axes.set_xlim(edges[0], edges[-1])
+      axes.set_ylim(parts, 0)  # the response begins at the top
+      axes.set_yticks([0, parts / 2, parts], ["start", "middle", "end"])
+      _shade(scale, index, [(0, part, 1, (part + 0.5) / _SHADES) for part in range(_SHADES)])
+      scale.set_xlim(0, 1)
+      scale.set_ylim(0, _SHADES)
+      scale.set_xticks([])
+      scale.yaxis.tick_right()
+      scale.set_yticks([0, _SHADES / 2, _SHADES], [f"{share * top:.2g}" for share in (0, 0.5, 1)])
+      for panel in (axes, scale):
+        panel.grid(visible=False)
+    grid[-1, 0].set_xlabel("step")
+
+  height = _SIZE[1] if len(maps) == 1 else 0.5 + 1.1 * len(maps)
+  return _svg("positions", "loss along the response, over training", draw, size=(_SIZE[0], height))
+
+
 def time_split(runs: Sequence[RunRecord]) -> str | None:
   """Where the seconds went: one bar a part and run."""
   splits = [run.seconds_split() for run in runs]
@@ -159,6 +200,38 @@ def _scores(axes: "Axes", index: int, result: Result, spent: Callable[[int], flo
   if result.teacher:
     # In no run's colour: several runs mostly share their teacher.
     axes.axhline(result.teacher.accuracy, color=_STAND_INS["muted"], linewidth=1, linestyle=(0, (2, 2)), zorder=1)
+
+
+def _map(
+  steps: Sequence[int], columns: Sequence[Sequence[float | None]]
+) -> tuple[list[float], list[list[float | None]]]:
+  """A long heat map as at most `_COLUMNS` means of neighbouring columns, each of the numbers that there are; and where
+  these begin, with where the last one ends."""
+  stride = math.ceil(len(steps) / _COLUMNS) if steps else 1
+  means = []
+  for start in range(0, len(steps), stride):
+    known = [[value for value in part if value is not None] for part in zip(*columns[start : start + stride])]
+    means.append([_mean(values) if values else None for values in known])
+  return [step - 0.5 for step in [*steps[::stride], *(last + 1 for last in steps[-1:])]], means
+
+
+def _shade(axes: "Axes", index: int, cells: Sequence[tuple[float, float, float, float]]) -> None:
+  """Cells of height 1 in a run's colour: (left, bottom, width, share of full colour, cut to [0, 1])."""
+  from matplotlib.patches import PathPatch
+  from matplotlib.path import Path
+
+  shades: dict[int, list[tuple[float, float]]] = {}
+  for left, bottom, width, share in cells:
+    # Opacity follows the root: small values are told apart as well.
+    corners = shades.setdefault(round(_OPACITIES * math.sqrt(min(1.0, max(0.0, share)))), [])
+    right, top = left + width, bottom + 1
+    corners += [(left, bottom), (right, bottom), (right, top), (left, top), (left, bottom)]
+  codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
+  colour = _STAND_INS[f"run-{index % COLOURS}"]
+  for shade, corners in sorted(shades.items()):
+    if shade:  # one path a shade, not one a cell: a tenth of the page's bytes
+      path = Path(corners, codes * (len(corners) // len(codes)))
+      axes.add_patch(PathPatch(path, facecolor=colour, alpha=shade / _OPACITIES, linewidth=0))
 
 
 def _run(index: int) -> dict:

@@ -96,21 +96,30 @@ class RunRecord:
         found[step] = int(new)
     return found
 
+  def by_position(self, name: str) -> tuple[list[int], list[list[float | None]]]:
+    """(steps, values) of one metric that is a list of means along a response, None where a row has none there."""
+    pairs = [(row["step"], row[name]) for row in self.metrics if isinstance(row.get(name), list)]
+    return [step for step, _ in pairs], [values for _, values in pairs]
+
+  def latest_marks(self) -> list[Row]:
+    """The last evaluation of each model on each set under each setting, in the order in which they first appear."""
+    return list({(row_label(row), row.get("model")): row for row in self.evaluations}.values())
+
   def results(self) -> list[Result]:
-    """One a set, k and temperature, in the order in which they first appear."""
-    groups: dict[tuple, list[Row]] = {}
+    """One a set, k and temperature that student or teacher were marked on, in the order in which they first appear."""
+    groups: dict[str, list[Row]] = {}
     for row in self.evaluations:
-      if isinstance(row.get("accuracy"), int | float):
-        groups.setdefault((row.get("set"), row.get("k"), row.get("temperature")), []).append(row)
+      if isinstance(row.get("accuracy"), int | float) and row.get("model") in ("student", "teacher"):
+        groups.setdefault(row_label(row), []).append(row)
     results = []
-    for key, rows in groups.items():
+    for label, rows in groups.items():
       scores = {"student": {}, "teacher": {}}
       for row in rows:
         score = Score(row["step"], row["accuracy"], row.get("stderr"))
-        scores.setdefault(row.get("model"), {})[row["step"]] = score  # a later row of one step stands
+        scores[row["model"]][row["step"]] = score  # a later row of one step stands
       student = tuple(score for _, score in sorted(scores["student"].items()))
       teacher = scores["teacher"][max(scores["teacher"])] if scores["teacher"] else None
-      results.append(Result(set_label(*key), student, teacher))
+      results.append(Result(label, student, teacher))
     return results
 
   @functools.cached_property
@@ -171,6 +180,11 @@ def set_label(name: str | None, k: int | None, temperature: float | None) -> str
   """An evaluation set with its sampling setting, such as `math500 T=1 avg@4`."""
   how = "" if temperature is None else " greedy" if temperature == 0 else f" T={temperature:g}"
   return f"{name or 'eval'}{how}{f' avg@{k}' if k and k > 1 else ''}"
+
+
+def row_label(row: Row) -> str:
+  """What an evaluation is called: the label of its set and setting."""
+  return set_label(row.get("set"), row.get("k"), row.get("temperature"))
 
 
 class _Unknown(dict):

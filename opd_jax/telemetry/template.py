@@ -14,14 +14,14 @@ PAGE = """<!doctype html>
 <style>
 :root {
   --page: #f6f6f4; --surface: #ffffff; --ink: #16181d; --muted: #5f6570; --grid: #e2e3e0; --alarm: #c8102e;
-  --good: #16794c; --good-wash: #e5f4ec; --bad: #b3261e; --bad-wash: #fbeae8;
+  --good: #16794c; --good-wash: #e5f4ec; --bad: #b3261e; --bad-wash: #fbeae8; --kl: 230 140 0;
   --run-0: #2a6fdb; --run-1: #e0662a; --run-2: #159c74; --run-3: #c78a00;
   --run-4: #6d4fc4; --run-5: #d6457f; --run-6: #0f8aa8; --run-7: #6f7a1e;
 }
 @media screen and (prefers-color-scheme: dark) {
   :root {
     --page: #121316; --surface: #1b1d21; --ink: #eceef1; --muted: #a3a9b4; --grid: #33363d; --alarm: #ff6b78;
-    --good: #63d39f; --good-wash: #17332a; --bad: #ff9088; --bad-wash: #3b2120;
+    --good: #63d39f; --good-wash: #17332a; --bad: #ff9088; --bad-wash: #3b2120; --kl: 230 150 20;
     --run-0: #5c9bff; --run-1: #ff8d57; --run-2: #3ac79c; --run-3: #e6b032;
     --run-4: #a58cf5; --run-5: #f57fae; --run-6: #45bcd8; --run-7: #b3bf57;
   }
@@ -77,6 +77,11 @@ pre.command { padding: 12px 16px; }
 .side { border-radius: 7px; padding: 8px 12px 10px; }
 .right { background: var(--good-wash); } .wrong { background: var(--bad-wash); }
 .mark { font-weight: 650; font-size: .88rem; margin-bottom: 4px; }
+.note { margin-top: 8px; font-size: .85rem; }
+.kl { border-radius: 2px; }
+{% for shade in range(1, shades + 1) %}
+.kl-{{ shade }} { background: rgb(var(--kl) / {{ "%.2f" | format(0.08 * shade) }}); }
+{% endfor %}
 .right .mark { color: var(--good); } .wrong .mark { color: var(--bad); }
 @media (max-width: 480px) {
   body { padding: 18px 12px 32px; }
@@ -137,6 +142,22 @@ pre.command { padding: 12px 16px; }
 </tbody></table></div>
 {% endif %}
 
+{% if marks %}
+<h2>Latest marks</h2>
+<div class="card wide"><table class="outcomes">
+<thead><tr>{% if several %}<th>run</th>{% endif %}<th>set</th><th>model</th>
+{% for name in marks[0].cells %}<th class="n">{{ name }}</th>{% endfor %}
+</tr></thead>
+<tbody>
+{% for row in marks %}
+<tr>{% if several %}<th>{{ key(row.run) }}{{ names[row.run] }}</th>{% endif %}<td class="set">{{ row.label }}</td>
+<td data-name="model">{{ row.model }}</td>
+{% for name, value in row.cells.items() %}<td class="n" data-name="{{ name }}">{{ value }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+<p class="muted note">95 %: normal interval of the accuracy, clustered by question. cut: ended by the horizon.</p>
+{% endif %}
+
 {% if charts %}
 <h2>Curves</h2>
 {% if several %}
@@ -151,6 +172,10 @@ pre.command { padding: 12px 16px; }
 
 {% if samples %}
 <h2>Samples</h2>
+{% if full_kl %}
+<p class="muted">Behind each token of the student's: its KL from student to teacher,
+<span class="kl kl-{{ shades }}">full colour</span> from {{ full_kl }} nats.</p>
+{% endif %}
 {% for sample in samples %}
 <article class="card sample">
 <p class="muted">{% if several %}{{ names[sample.run] }} · {% endif %}{{ sample.set }}
@@ -160,7 +185,9 @@ pre.command { padding: 12px 16px; }
 {% for side in sample.sides %}
 <div class="side {{ 'right' if side.correct else 'wrong' }}">
 <p class="mark">step {{ side.step }} · {{ '✓ right' if side.correct else '✗ wrong' }}</p>
-<pre>{{ side.completion }}</pre></div>
+<pre>{% if side.spans %}{% for text, shade in side.spans %}
+{%- if shade %}<span class="kl kl-{{ shade }}">{{ text }}</span>{% else %}{{ text }}{% endif %}
+{%- endfor %}{% else %}{{ side.completion }}{% endif %}</pre></div>
 {% endfor %}
 </div>
 </article>

@@ -2,6 +2,7 @@
 
     workdir/
       config.json  command.sh                    what was run
+      canary.json                                what the teacher made of its own answers at the start
       metrics.jsonl                              one object a step
       eval.jsonl  samples.jsonl                  one object an evaluation; one object a graded sample
       tensorboard/                               the same numbers as events
@@ -9,9 +10,9 @@
 `step` counts finished updates: the first row of `metrics.jsonl` is step 1, and an evaluation at step 0 is the student
 before training. In a row of `metrics.jsonl`, `tokens` are the tokens generated in that step, `seconds_step` is its
 wall time with everything in it, and the other `seconds_*` are disjoint parts of it: `seconds_compile_wait` is what it
-waited for a compile that had begun in the background. `compiles` and `unplanned_compiles` count from the start of the
-process; `compiles_new` are those since the row before: program, bucket, seconds, whether the executable was cached,
-whether it was compiled ahead.
+waited for a compile that had begun in the background. `skipped` is 1 where the update was not made, 0 elsewhere.
+`compiles` and `unplanned_compiles` count from the start of the process; `compiles_new` are those since the row before:
+program, bucket, seconds, whether the executable was cached, whether it was compiled ahead.
 """
 
 import contextlib
@@ -19,7 +20,6 @@ import json
 import os
 import shlex
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from typing import Any
 import filelock
 
 from opd_jax.errors import InputError
+from opd_jax.telemetry.events import EventFile
 from opd_jax.telemetry.rows import drop_rows_after, encode_row, plain, replace_file, writing
 
 ROW_FILES = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
@@ -119,16 +120,8 @@ class RunLog:
       with writing(path):
         # Unbuffered: what a full disk refuses must not wait in a buffer and fail again in close().
         self._files[name] = open(path, "ab", buffering=0)
-    if not tensorboard:
-      return
-    # Here and not above: it loads torch wherever torch is installed, which reading a run needs no part of.
-    from tensorboardX import SummaryWriter
-
-    with writing(self.workdir / "tensorboard"):
-      # purge_step tells TensorBoard to forget what earlier processes wrote from there on. The name of the file ends
-      # in whole seconds otherwise: two starts within one would share it, and the second would empty it.
-      suffix = f".{time.time_ns()}"
-      self._tensorboard = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=last + 1, filename_suffix=suffix)
+    if tensorboard:
+      self._tensorboard = EventFile(self.workdir / "tensorboard", last + 1)
 
   def step(self, row: Mapping[str, Any]) -> None:
     """One finished update; `row` as the module's docstring says, with any further numbers."""
@@ -136,13 +129,16 @@ class RunLog:
     self._scalars({f"train/{name}": value for name, value in row.items()}, row["step"])
 
   def evaluation(self, row: Mapping[str, Any]) -> None:
-    """One evaluation of one set: `step, set, model` ("student" or "teacher") `, k, temperature, accuracy, stderr`."""
+    """One evaluation of one set: `step, set, model` ("student", "teacher", or the path of another) `, k, temperature,
+    accuracy, stderr` and what else `evaluation.marks.describe` gives."""
     self._append("eval.jsonl", [row])
     if self._files:
       self.evaluations.append(plain(row))
     # One set may be evaluated greedily and by samples at the same step: two curves, not one that jumps.
     prefix = f"eval/{row['set']}/{row['model']}/k{row.get('k', 1)}_t{row.get('temperature', 0)}"
-    self._scalars({f"{prefix}/{name}": row.get(name) for name in ("accuracy", "stderr")}, row["step"])
+    values = {name: row.get(name) for name in ("accuracy", "stderr", "maj")}
+    values |= {f"pass_at_{tries}": value for tries, value in row.get("pass_at", {}).items()}
+    self._scalars({f"{prefix}/{name}": value for name, value in values.items()}, row["step"])
 
   def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
     """Graded completions: `step, set, model, prompt, completion, answer, correct`."""
@@ -157,8 +153,10 @@ class RunLog:
   def __enter__(self) -> "RunLog":
     return self
 
-  def __exit__(self, *_: object) -> None:
-    self.close()
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    # What ends a run is told; that a full disk refuses the rest of the events as well is no news.
+    with contextlib.suppress(InputError) if kind else contextlib.nullcontext():
+      self.close()
 
   def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
     if not self._files:
@@ -171,7 +169,5 @@ class RunLog:
   def _scalars(self, values: Mapping[str, Any], step: int) -> None:
     if self._tensorboard is None:
       return
-    for tag, value in values.items():
-      value = plain(value)
-      if isinstance(value, int | float) and tag.rsplit("/", 1)[-1] != "step":
-        self._tensorboard.add_scalar(tag, value, step)
+    numbers = {tag: plain(value) for tag, value in values.items() if tag.rsplit("/", 1)[-1] != "step"}
+    self._tensorboard.scalars({tag: value for tag, value in numbers.items() if isinstance(value, int | float)}, step)

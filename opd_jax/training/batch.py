@@ -15,7 +15,7 @@ import numpy as np
 
 from opd_jax.rollout import Rollout
 
-_STREAM = 1  # tells these draws from those of `data.order`, which start from (seed, epoch)
+_STREAM = 1  # tells these draws from others that start from (seed, step)
 
 
 class Prompts(NamedTuple):

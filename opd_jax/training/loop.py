@@ -6,7 +6,6 @@ A checkpoint comes last, so whatever it covers has been written, and rows after 
 """
 
 import contextlib
-import math
 import os
 import resource
 import signal
@@ -20,16 +19,19 @@ import jax.numpy as jnp
 from opd_jax import config as configs
 from opd_jax import models
 from opd_jax.distributed import any_process
-from opd_jax.errors import InputError
+from opd_jax.errors import InputError, TrainingError
+from opd_jax.evaluation.questions import best_label
 from opd_jax.hub import model_folder
 from opd_jax.models import Model
 from opd_jax.programs import unplanned_compiles
 from opd_jax.telemetry.alarms import Alarms
 from opd_jax.telemetry.console import StepProgress, number
 from opd_jax.telemetry.workdir import RunLog, make_workdir, sole_writer, write_config
+from opd_jax.training.audit import audit_pair
 from opd_jax.training.checkpoint import Checkpointer, Progress, identity
 from opd_jax.training.pipeline import Pipeline
 from opd_jax.training.run import Run
+from opd_jax.training.skips import first_broken, reason
 from opd_jax.training.state import TrainState, abstract_state, init_state, make_optimizer
 from opd_jax.training.teacher import load_frozen
 
@@ -40,12 +42,15 @@ PREEMPTED = 75  # exit status after SIGTERM: saved, run the same command again (
 def train(run: Run) -> None:
   """Trains until `config.steps`, from the newest checkpoint of the workdir where there is one.
 
-  On SIGTERM it saves the step that it is at and raises SystemExit(PREEMPTED).
+  On SIGTERM it saves the step that it is at and raises SystemExit(PREEMPTED). Raises TrainingError where
+  `optimizer.skips` updates in a row were skipped, or the teacher in memory is no longer the one that was loaded.
   """
   writes = jax.process_index() == 0
   make_workdir(run.workdir)
   with sole_writer(run.workdir) if writes else contextlib.nullcontext():
-    checkpoints = Checkpointer(run.workdir, run.config.checkpoint.keep)
+    checkpoints = Checkpointer(run.workdir, run.config.checkpoint.keep, best_label(run.config.eval), repairs=True)
+    for line in checkpoints.damaged:
+      print(line)
     resume = checkpoints.latest()
     with RunLog(run.workdir, resume_step=resume, writes=writes, tensorboard=run.config.log.tensorboard) as log:
       # Only the writing process knows what has been evaluated; all must agree on what comes next.
@@ -74,7 +79,11 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
   first = progress.step
   shown = {"every": config.log.every, "gap": config.rollout.int8}
   with StepProgress(config.steps, start=first, stream=stream, **shown) as console:
-    console.pair(_pair_rows(run))
+    steps = Pipeline(run, frozen, state, progress)
+    if config.horizon.compile_ahead:
+      steps.queue_programs()
+    watch, pair = audit_pair(run, frozen.teacher, state.student, resumed=first > 0)
+    console.pair(pair)
     if run.prompts.dropped_long:
       limits = f"rollout.max_prompt={config.rollout.max_prompt} tokens"
       if config.teacher_prompt:
@@ -84,31 +93,30 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
       mean, largest = (number(value, 3) for value in about_teacher.values())
       console.note(f"teacher in int8: KL(full || int8) {mean} nats a token on the first prompts, at most {largest}")
 
-    def evaluate(model: Model, name: str, step: int) -> None:
-      for evaluation in run.evaluator(model, name, step):
+    def evaluate(model: Model, name: str, step: int, teacher: Model | None = None) -> dict[str, float]:
+      evaluations = run.evaluator(model, name, step, teacher)
+      for evaluation in evaluations:
         log.evaluation(evaluation.row)
         log.samples(evaluation.samples)
         console.evaluation(evaluation.row)
+      return {evaluation.label: evaluation.row["accuracy"] for evaluation in evaluations}
 
-    steps = Pipeline(run, frozen, state, progress)
-    if config.horizon.compile_ahead:
-      steps.queue_programs()
     if first == 0 and run.evaluator and config.eval.baseline:
       if config.teacher.path != configs.STUDENT:
         evaluate(frozen.teacher, "teacher", 0)
-      evaluate(state.student, "student", 0)
+      evaluate(state.student, "student", 0, state.teacher or frozen.teacher)
     if first >= config.steps and run.evaluator:
-      evaluate(state.student, "student", first)
+      evaluate(state.student, "student", first, state.teacher or frozen.teacher)
     del state  # the pipeline's to use up
-    unplanned, finite, alarms = None, True, Alarms()
+    unplanned, alarms = None, Alarms()
 
     def record(row: dict[str, Any] | None) -> None:
       if row is None:
         return
-      nonlocal unplanned, finite
-      if finite and not math.isfinite(row["loss"]):
-        finite = False
-        console.note(f"step {row['step']}: the loss is {row['loss']}; a smaller optimizer.learning_rate may help")
+      nonlocal unplanned
+      skips, why = steps.progress.skips, reason(row, config.optimizer.skip_above) if row["skipped"] else ""
+      if why and skips == 1:
+        console.note(f"step {row['step']}: update skipped: {why}")
       # What the first step compiles beside its programs (transfers, say) is the price of starting, not a surprise.
       unplanned = unplanned_compiles() if unplanned is None else unplanned
       row |= {"unplanned_compiles": unplanned_compiles() - unplanned, "host_memory_peak": _host_memory_peak()}
@@ -123,23 +131,33 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
           f"step {row['step']}: XLA compiled something outside the program table "
           "(log.fail_on_unplanned_compile); JAX_LOG_COMPILES=1 names it"
         )
+      if why and skips >= config.optimizer.skips:
+        raise _stopped(row["step"], why, steps, checkpoints)
 
     if config.horizon.compile_ahead:
       steps.wait_for_programs(console.note)
-    tracing = False
+    tracing, due = False, False
     while (step := steps.progress.step) < config.steps:
       tracing = _profile(run, step - first + 1, tracing)
       record(steps.advance())
       step += 1
       last, stop = step == config.steps, any_process(termination.requested)
       evaluates = run.evaluator and not stop and (last or _evaluation_is_due(config.eval, step))
-      saves = last or stop or step % config.checkpoint.every == 0
-      if evaluates or saves:
+      due |= step % config.checkpoint.every == 0
+      saves = last or stop or due
+      looks = watch and _canary_is_due(config.teacher.canary_every, step, evaluates or saves)
+      if evaluates or saves or looks:
         record(steps.drain())
+      if looks and (fault := watch.fault()):
+        raise _unsound(step, fault, checkpoints)
+      marks = {}
       if evaluates:
-        evaluate(steps.state.student, "student", step)
-      if saves:
-        checkpoints.save(steps.state, steps.progress)
+        marks = evaluate(steps.state.student, "student", step, steps.state.teacher or frozen.teacher)
+      saves = saves or (evaluates and any_process(checkpoints.would_be_best(marks)))
+      # While updates are skipped the weights may be what is wrong: they must not take the place of older ones.
+      if saves and (last or stop or not steps.progress.skips):
+        checkpoints.save(steps.state, steps.progress, marks)
+        due = False
       if stop and not last:
         checkpoints.close()
         console.note(f"SIGTERM: step {step} is saved; the same command goes on from there")
@@ -147,23 +165,37 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
     _profile(run, None, tracing)
 
 
-def _pair_rows(run: Run) -> list[tuple[str, str, str, str]]:
-  """What is said of the pair before the first step: aspect, student, teacher, what to do."""
-  c, pair = run.config, run.pair
-  rows = [(f.aspect, f.student, f.teacher, f.note) for f in pair.findings]
-  heads = (f"{pair.vocab_size:,} of {model.vocab_size:,}" for model in (pair.student, pair.teacher))
-  rows.append(("ids with a text", *heads, ""))
-  scored = c.objective.teacher_temperature or c.objective.temperature
-  written = f"{c.rollout.temperature:g} writing, {c.objective.temperature:g} scored"
-  rows.append(("temperature", written, f"{scored:g} scored", ""))
-  masked = [f"the first {text!r}" for text in c.objective.mask_first] + [repr(text) for text in c.objective.mask_all]
-  if masked:
-    rows.append(("left out of the loss", ", ".join(masked), "", ""))
-  return rows
+def _stopped(step: int, why: str, steps: Pipeline, checkpoints: Checkpointer) -> TrainingError:
+  """Saves what the last good update left, unless it is saved or broken. The line of what went wrong, and where."""
+  good, broken = step - steps.progress.skips, first_broken(steps.state.student)
+  if broken is None and (checkpoints.latest() or 0) < good:
+    checkpoints.save(steps.state, steps.progress, {})
+  checkpoints.close()
+  saved, weights = checkpoints.latest(), f"; the student's {broken} is not finite" if broken else ""
+  return TrainingError(
+    f"{steps.progress.skips} updates in a row were skipped, steps {good + 1} to {step}: {why}{weights}; the newest "
+    f"checkpoint is {'none' if saved is None else f'of step {saved}'}; --config.debug.nans=true names the first NaN, a "
+    "smaller optimizer.learning_rate may help"
+  )
+
+
+def _unsound(step: int, fault: str, checkpoints: Checkpointer) -> TrainingError:
+  """The line of a teacher that is no longer what was loaded."""
+  saved = checkpoints.latest()
+  checkpoints.close()
+  begins = "starts anew, as nothing was saved yet" if saved is None else f"goes on from step {saved}, which is saved"
+  return TrainingError(
+    f"step {step}: {fault}: its weights changed in memory; the same command loads it again and {begins}"
+  )
 
 
 def _evaluation_is_due(config: configs.Eval, step: int) -> bool:
   return step <= config.first or (config.every > 0 and step % config.every == 0)
+
+
+def _canary_is_due(every: int, step: int, stops: bool) -> bool:
+  """Also where the run stops to evaluate or to save, so that every mark and checkpoint is a sound teacher's."""
+  return every > 0 and (stops or step % every == 0)
 
 
 class _Termination:
@@ -222,14 +254,15 @@ def _profile(run: Run, nth: int | None, tracing: bool) -> bool:
   return tracing
 
 
-def restore_student(run: Run) -> tuple[Model, int]:
-  """The student of the workdir's newest checkpoint (float32) and its step. InputError where there is none."""
+def restore_student(run: Run, which: str = "newest") -> tuple[Model, int]:
+  """The student of a checkpoint of the workdir (float32) and its step. `which`: "newest", "best" by `eval.keep_best`,
+  or a step. InputError where there is none."""
   if not (run.workdir / "checkpoints").is_dir():
     raise InputError(f"{run.workdir} has no checkpoint: train first")
-  checkpoints = Checkpointer(run.workdir, run.config.checkpoint.keep)
-  if checkpoints.latest() is None:
-    raise InputError(f"{run.workdir} has no finished checkpoint: train first")
-  state = checkpoints.restore(_abstract_state(run))
-  step = checkpoints.latest()
+  checkpoints = Checkpointer(run.workdir, run.config.checkpoint.keep, best_label(run.config.eval))
+  for line in checkpoints.damaged:
+    print(line)
+  step = checkpoints.find(which)
+  state = checkpoints.restore(_abstract_state(run), step)
   checkpoints.close()
   return state.student, step

@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from opd_jax.data import order, pad_left
+from opd_jax.data import pad_left
 from opd_jax.distributed import place_rows
+from opd_jax.errors import TrainingError
 from opd_jax.programs import Compile
 from opd_jax.telemetry.metrics import Metrics, to_floats
 from opd_jax.training.ahead import too_late
@@ -26,9 +27,10 @@ from opd_jax.training.batch import Answers, Batch, Prompts, draw_rows, lay_out_a
 from opd_jax.training.checkpoint import Progress
 from opd_jax.training.programs import Architectures, Program, first_needs, list_programs
 from opd_jax.training.run import Run
+from opd_jax.training.skips import parameter_names
 from opd_jax.training.state import Frozen, TrainState
 
-_OF_A_STEP = ("rollout", "update")  # the programs that a new bucket needs
+_OF_A_STEP = ("rollout", "update", "probe")  # the programs that a new bucket needs
 
 
 class Pipeline:
@@ -43,6 +45,7 @@ class Pipeline:
     self.state, self.progress = state, progress
     self._run, self._frozen = run, frozen
     self._running: tuple[Metrics, dict[str, Any]] | None = None  # an update, and its row so far
+    self._repeat: tuple[Any, ...] = ()  # under debug.nans: program, bucket and arguments of that update, but the state
     self._row: dict[str, Any] | None = None  # of a step that has ended
     self._compiles = 0  # that rows have told of
     self._clock: _Stopwatch | None = None  # None while no step is timed
@@ -58,42 +61,44 @@ class Pipeline:
     counts as compiling in the first step's row.
     """
     run, table, first = self._run, self._run.table, self.progress.step
-    needs = list(first_needs(run.config, first).items())
+    needs = list(first_needs(run.config, first, self.progress.horizon_state).items())
     if len(needs) < 2:
       return
     self._clock = _Stopwatch()
     (present, _), *coming = needs
-    steps = [p for p in self._programs() if p.name in _OF_A_STEP]
+    programs = self._programs()
 
-    def compile_bucket(bucket: int) -> None:
-      for program in steps:
-        if program.bucket == bucket:
+    def compile_for(trains: str, bucket: int) -> None:
+      for program in programs:
+        if program.bucket == bucket and program.name in ("rollout", trains):
           table.compile(program.name, bucket, *program.arguments)
 
-    compile_bucket(present)
-    seconds_a_compile = sum(c.seconds for c in table.compiles if c.program in _OF_A_STEP and c.bucket == present)
+    compile_for(*present)
+    bucket = present[1]
+    seconds_a_compile = sum(c.seconds for c in table.compiles if c.program in _OF_A_STEP and c.bucket == bucket)
     student = table.run("decode_layout", 0, self.state.student)
     batch = self._batch(first, run.horizon(first, self.progress.horizon_state))
     for _ in range(2):  # the first run of a program pays for more than itself
       started = time.perf_counter()
-      jax.block_until_ready(table.run("rollout", present, student, *batch))
+      jax.block_until_ready(table.run("rollout", bucket, student, *batch))
       seconds_a_step = time.perf_counter() - started
     soon = too_late([step - first for _, step in coming], seconds_a_step, seconds_a_compile)
     if soon:
-      named = ", ".join(str(bucket) for bucket, _ in coming[:soon])
+      named = ", ".join(dict.fromkeys(str(bucket) for (_, bucket), _ in coming[:soon]))
       say(f"the horizon grows faster than the compiler: compiling before the first step for buckets {named}")
-    for bucket, _ in coming[:soon]:
-      compile_bucket(bucket)
+    for need, _ in coming[:soon]:
+      compile_for(*need)
     self._clock.lap("compile_wait")
 
   def advance(self) -> dict[str, Any] | None:
-    """Begins a step. Returns the row of the step before it, if that was still running."""
+    """Begins a step. Returns the row of the step before it, if that was still running; where that was the last update
+    that may be skipped in a row (`optimizer.skips`), no further one is begun."""
     run, self._clock = self._run, self._clock or _Stopwatch()
     if self.progress.horizon_state is not None:  # an adaptive horizon reads the metrics of the step before
       self._finish()
     k = self.progress.step
     H = run.horizon(k, self.progress.horizon_state)
-    bucket = run.config.bucket(H)
+    bucket, prefix = run.config.bucket(H), run.horizon.prefix(k, self.progress.horizon_state)
 
     student = self._call("decode_layout", 0, self.state.student)
     rollout = self._call("rollout", bucket, student, *self._batch(k, H))
@@ -104,9 +109,17 @@ class Pipeline:
     jax.block_until_ready(rollout)
     self._clock.lap("rollout")
     del student  # the update needs the room
+    if self._row and self._row["skipped"] and self.progress.skips >= run.config.optimizer.skips:
+      return self._take_row()
 
-    self.state, metrics = self._call("update", bucket, self.state, self._frozen, batch)
-    self._running = metrics, {"step": k + 1, "horizon": H, "bucket": bucket}
+    row, program, arguments = {"step": k + 1, "horizon": H, "bucket": bucket}, "update", (self._frozen, batch)
+    if prefix is not None:
+      program, arguments = "probe", (*arguments, np.int32(prefix))
+      row["probe_prefix"] = prefix
+    self.state, metrics = self._call(program, bucket, self.state, *arguments)
+    self._running = metrics, row
+    if run.config.debug.nans:
+      self._repeat = program, bucket, *arguments
     position = self.progress.data_position + run.config.rollout.prompts_per_step
     self.progress = dataclasses.replace(self.progress, step=k + 1, data_position=position)
     return self._take_row()
@@ -124,16 +137,31 @@ class Pipeline:
     (metrics, row), self._running = self._running, None
     numbers = to_floats(metrics)
     self._clock.lap("update")
-    row |= numbers | {"tokens": int(numbers["tokens"])} | self._clock.seconds()
+    largest = parameter_names(self.state.student)[int(numbers.pop("largest_gradient"))]
+    row |= numbers | {name: int(numbers[name]) for name in ("tokens", "skipped")} | self._clock.seconds()
     self._clock = _Stopwatch()
     compiles = self._run.table.compiles
     if new := compiles[self._compiles :]:
       row["compiles_new"] = [dataclasses.asdict(compile) for compile in new]
     self._compiles += len(new)
     row["compiles"] = self._compiles
-    horizon_state = self._run.horizon.update(self.progress.horizon_state, numbers)
-    self.progress = dataclasses.replace(self.progress, horizon_state=horizon_state)
+    if row["skipped"]:  # its numbers say nothing of the horizon
+      row["largest_gradient"] = largest
+      self.progress = dataclasses.replace(self.progress, skips=self.progress.skips + 1)
+      self._name_first_nan(row)
+    else:
+      horizon_state = self._run.horizon.update(self.progress.horizon_state, numbers)
+      self.progress = dataclasses.replace(self.progress, horizon_state=horizon_state, skips=0)
     self._row = row
+
+  def _name_first_nan(self, row: dict[str, Any]) -> None:
+    """Under debug.nans: repeats the update that was skipped, on the same state, for it left that as it was. Raises
+    TrainingError where an operation of it makes a NaN."""
+    if not self._repeat or jax.process_count() > 1:  # a process sees its own shards alone: one of many would stop
+      return
+    program, bucket, *arguments = self._repeat
+    if found := self._run.table.first_nan(program, bucket, self.state, *arguments):
+      raise TrainingError(f"step {row['step']}: the first operation that makes a NaN is {found}")
 
   def _take_row(self) -> dict[str, Any] | None:
     row, self._row = self._row, None
@@ -143,12 +171,12 @@ class Pipeline:
     """Of the rest of the run."""
     pair = self._run.pair
     models = Architectures(pair.student, pair.teacher, pair.reference)
-    return list_programs(self._run.config, models, self._run.mesh, self.progress.step)
+    return list_programs(self._run.config, models, self._run.mesh, self.progress.step, self.progress.horizon_state)
 
   def _chosen(self) -> np.ndarray:
     """Which prompts the next step takes."""
     run = self._run
-    return order(len(run.prompts), run.config.seed, self.progress.data_position, run.config.rollout.prompts_per_step)
+    return run.stream.take(self.progress.data_position, run.config.rollout.prompts_per_step)
 
   def _batch(self, k: int, H: int) -> tuple[Any, ...]:
     """What the rollout of step k reads beside the weights."""

@@ -1,9 +1,12 @@
 """The programs of a run with abstract arguments: everything that it will compile, and not one array.
 
+    canary               of teacher and student, unless `teacher.ema` moves the teacher
     decode_layout        of the student, and of a teacher of its own where the run starts with its marks; bucket 0
     evaluate_layout      of the same models for their marks, where `rollout.int8` gives decode_layout to rollouts alone
     evaluate_greedy/...  at the full horizon, for the same models
+    token_kl             of the student's logged answers and the teacher
     rollout, update      at every bucket that the horizon schedule reaches
+    probe                in the place of update where a step compares gradients
 
 A mesh of devices gives arguments to compile for; an AbstractMesh, which has sizes and no devices, gives their bytes.
 """
@@ -17,6 +20,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from opd_jax.config import STUDENT, Config
 from opd_jax.distributed import DECODING, TRAINING, sharding
+from opd_jax.evaluation import token_kl
 from opd_jax.evaluation.evaluator import layout_program
 from opd_jax.horizon import bucket_for
 from opd_jax.models import Architecture, Model, parameter_specs, parameter_table, quantize
@@ -24,6 +28,7 @@ from opd_jax.models.parameters import nested
 from opd_jax.objectives import ENTROPY
 from opd_jax.rollout import Rollout
 from opd_jax.training.batch import Answers, Batch, Prompts
+from opd_jax.training.canary import ROWS, columns
 from opd_jax.training.state import Frozen, TrainState, abstract_state, make_optimizer
 
 
@@ -57,8 +62,8 @@ class Program:
 
   Attributes:
     name: in the table.
-    model: "student" or "teacher": who is resharded, who generates; the student in an update.
-    bucket: new tokens.
+    model: "student" or "teacher": who is resharded, who generates, who is read; the student in an update.
+    bucket: new tokens; of a canary, those of an answer.
     rows: completions of one call.
     arguments: abstract, with shardings.
   """
@@ -77,7 +82,7 @@ class Program:
   @property
   def batch(self) -> tuple[Any, ...]:
     """The arguments that come and go, weights in decode layout among them; the others stay all through the run."""
-    resident = 1 if self.lays_out else {"update": 2}.get(self.name, 0)
+    resident = 1 if self.lays_out or self.name == "canary" else 2 if self.trains or self.name == "token_kl" else 0
     return self.arguments[resident:]
 
   @property
@@ -85,8 +90,12 @@ class Program:
     return self.name in ("decode_layout", "evaluate_layout")
 
   @property
+  def trains(self) -> bool:
+    return self.name in ("update", "probe")
+
+  @property
   def generates(self) -> bool:
-    return not self.lays_out and self.name != "update"
+    return not (self.lays_out or self.trains or self.name in ("canary", "token_kl"))
 
 
 def abstract_models(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> tuple[TrainState, Frozen]:
@@ -116,9 +125,16 @@ def abstract_model(
 
 
 def list_programs(
-  config: Config, models: Architectures, mesh: Mesh | AbstractMesh, first_step: int = 0
+  config: Config,
+  models: Architectures,
+  mesh: Mesh | AbstractMesh,
+  first_step: int = 0,
+  horizon_state: Any = None,
 ) -> list[Program]:
-  """Every program of the run from `first_step` on, in the order in which it is first needed."""
+  """Every program of the run from `first_step` on, in the order in which it is first needed.
+
+  `horizon_state`: of an adaptive horizon before that step; None is that of a run that begins.
+  """
   state, frozen = abstract_models(config, models, mesh)
   P = config.rollout.max_prompt
 
@@ -134,7 +150,7 @@ def list_programs(
     rows = prompts * samples
     return Program(name, role, bucket, rows, (model, *batch, array((rows,), jnp.uint32)))
 
-  def steps_at(bucket: int) -> list[Program]:
+  def steps_at(name: str, bucket: int) -> list[Program]:
     R, samples = config.rows, config.rollout.samples_per_prompt
     rollout = Rollout(
       tokens_bs=array((R, P + bucket), jnp.int32),
@@ -154,31 +170,49 @@ def list_programs(
     teacher_prompts = Prompts(array((R, Q), jnp.int32), array((R, Q), jnp.bool_))
     batch = Batch(rollout, answers if config.objective.dataset_share else None, teacher_prompts if Q else None)
     write = sampling("rollout", "student", bucket, config.rollout.prompts_per_step, samples)
-    return [write, Program("update", "student", bucket, R, (state, frozen, batch))]
+    prefix = (array((), jnp.int32),) if name == "probe" else ()
+    return [write, Program(name, "student", bucket, R, (state, frozen, batch, *prefix))]
 
   c = config.eval
-  marks_first = bool(c.path) and c.baseline and first_step == 0
+  marks_first = c.has_sets and c.baseline and first_step == 0
   marked = ("teacher", "student") if marks_first and config.teacher.path != STUDENT else ("student",)
   resident = {"student": state.student, "teacher": frozen.teacher}
 
   def layout(name: str, role: str) -> Program:
     return Program(name, role, 0, 0, (resident[role],))
 
+  def canary(role: str) -> Program:
+    prompts, S = (role == "teacher" and config.teacher_prompt) or P, columns(config)
+    shapes = ((ROWS, prompts), jnp.int32), ((ROWS, prompts), jnp.bool_), ((ROWS, S), jnp.int32)
+    return Program("canary", role, S, ROWS, (resident[role], *(array(*shape) for shape in shapes)))
+
+  def token_kls() -> list[Program]:
+    rows, S = token_kl.shape(config, mesh)
+    prompts = array((rows, P), jnp.int32), array((rows, P), jnp.bool_)
+    completions = array((rows, S), jnp.int32), array((rows, S), jnp.bool_)
+    teacher = state.teacher or frozen.teacher
+    return [Program("token_kl", "student", S, rows, (state.student, teacher, *prompts, *completions))] if rows else []
+
   settings = [("evaluate_greedy", 1)] * c.greedy + [("evaluate_sampled", c.samples)] * bool(c.samples)
   evaluations = [
     *(layout(layout_program(config), role) for role in marked),
     *(sampling(name, role, config.horizon.max, c.batch, samples) for name, samples in settings for role in marked),
+    *token_kls(),
   ]
-  evaluations = evaluations if c.path else []
-  steps = [program for bucket in first_needs(config, first_step) for program in steps_at(bucket)]
+  evaluations = evaluations if c.has_sets else []
+  steps = [program for need in first_needs(config, first_step, horizon_state) for program in steps_at(*need)]
   steps = [layout("decode_layout", "student"), *steps] if steps else []
-  programs = [*evaluations, *steps] if marks_first else [*steps, *evaluations]
+  canaries = [canary(role) for role in ("teacher", "student")] if frozen.teacher else []
+  programs = [*canaries, *evaluations, *steps] if marks_first else [*canaries, *steps, *evaluations]
   return list({(program.label, program.bucket): program for program in programs}.values())  # one layout may serve both
 
 
-def first_needs(config: Config, first_step: int = 0) -> dict[int, int]:
-  """{bucket: the first step from `first_step` on that uses it}, in that order."""
+def first_needs(config: Config, first_step: int = 0, horizon_state: Any = None) -> dict[tuple[str, int], int]:
+  """{("update" or "probe", bucket): the first step from `first_step` on that may run it}, in that order. Each goes with
+  the rollout of its bucket. `horizon_state`: as in `list_programs`."""
   horizon, ladder, needs = config.horizon.build(), config.ladder(), {}
   for step in range(first_step, config.steps):
-    needs.setdefault(bucket_for(horizon(step), ladder), step)
+    name = "update" if horizon.prefix(step) is None else "probe"
+    for H in horizon.planned(step, first_step, horizon_state):
+      needs.setdefault((name, bucket_for(H, ladder)), step)
   return needs

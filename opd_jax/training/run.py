@@ -12,27 +12,39 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from opd_jax import arithmetic, models
 from opd_jax import config as configs
 from opd_jax.config import Config
-from opd_jax.data import PromptSet, read_prompts
+from opd_jax.data import PromptSet, PromptStream, list_parts, locate, read_mixture
 from opd_jax.distributed import make_mesh
 from opd_jax.errors import InputError
-from opd_jax.evaluation.evaluator import Evaluator
+from opd_jax.evaluation.evaluator import Evaluator, make_evaluator
 from opd_jax.evaluation.evaluator import define_programs as define_evaluation
-from opd_jax.evaluation.graders import check_kind
+from opd_jax.evaluation.questions import Source, best_label, list_sources
 from opd_jax.horizon import Horizon
 from opd_jax.objectives import ENTROPY, OWN_TOKENS, REFERENCE, make_terms, make_token_weights
 from opd_jax.pair import Pair, open_pair
 from opd_jax.programs import ProgramTable
 from opd_jax.telemetry.workdir import read_config
+from opd_jax.training.canary import define_programs as define_canary
 from opd_jax.training.programs import Architectures
 from opd_jax.training.step import define_programs
 
 # What may differ when a workdir is used again: how long to run, what to watch, and on how many devices.
-_FREE = ("steps", "mesh.", "checkpoint.", "eval.", "log.", "debug.", "horizon.compile_ahead")
+_FREE = (
+  "steps",
+  "mesh.",
+  "checkpoint.",
+  "eval.",
+  "log.",
+  "debug.",
+  "horizon.compile_ahead",
+  "optimizer.skips",
+  "teacher.canary_every",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +58,7 @@ class Run:
     student_path, teacher_path: folders or hub ids, embedded names resolved.
     reference_path: likewise; "" where there is none.
     prompts: to train on.
+    stream: the order in which they are taken.
     evaluator: None without an evaluation set.
     horizon: the schedule.
     table: of the run's programs.
@@ -59,6 +72,7 @@ class Run:
   teacher_path: str
   reference_path: str
   prompts: PromptSet
+  stream: PromptStream
   evaluator: Evaluator | None
   horizon: Horizon
   table: ProgramTable
@@ -76,27 +90,24 @@ def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.D
   check_rows(c, mesh)
   _check_workdir(c, workdir)
   check_objective(c)
-  if c.eval.path:
-    check_kind(c.eval.grader)
-  for field, path in (("data.path", c.data.path), ("eval.path", c.eval.path)):
-    if path and not arithmetic.is_embedded(path) and not os.path.exists(path.partition(":")[0]):
-      raise InputError(f"config.{field}: {path} does not exist")
+  best_label(c.eval)  # is there such a mark?
+  parts = list_parts(c.data)
+  for part in parts:
+    check_exists("data.mixture" if c.data.mixture else "data.path", part.path)
+  sources = find_sources(c)
   given = c.student.path, c.teacher_path, c.reference.path
   model_paths = tuple(map(arithmetic.outline, given))
-  data_path, eval_path = map(arithmetic.outline, (c.data.path, c.eval.path))
-  pair = open_pair(*model_paths)
+  pair = open_pair(*model_paths, own_template=bool(c.data.teacher_template))
   check_heads(Architectures(pair.student, pair.teacher, pair.reference), mesh)
-  read = {"tokenizer": pair.tokenizer, "max_prompt": c.rollout.max_prompt, "chat": c.data.chat}
-  prompts = read_prompts(
-    data_path,
-    prompt_field=c.data.prompt_field,
-    answer_field=c.data.answer_field,
-    limit=c.data.limit,
+  prompts, counts = read_mixture(
+    [dataclasses.replace(part, path=arithmetic.outline(part.path)) for part in parts],
+    tokenizer=pair.tokenizer,
+    max_prompt=c.rollout.max_prompt,
     stop_ids=pair.eos_ids if c.objective.dataset_share else (),
-    teacher_field=c.data.teacher_prompt_field,
+    teacher_tokenizer=pair.teacher_tokenizer if c.data.teacher_template else None,
     max_teacher=c.teacher_prompt,
-    **read,
   )
+  stream = PromptStream(counts, [part.weight for part in parts], c.seed)
   table = ProgramTable(mesh)
   masked = (
     pair.tokenizer.single_ids(texts, f"config.objective.{field}")
@@ -104,18 +115,58 @@ def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.D
   )
   define_programs(table, c, pair.eos_ids, pair.vocab_size, make_token_weights(c, *masked))
   define_evaluation(table, c, pair.eos_ids, pair.vocab_size)
-  evaluator = None
-  if eval_path:
-    questions = read_prompts(
-      eval_path, prompt_field=c.eval.prompt_field, answer_field=c.eval.answer_field, limit=c.eval.prompts, **read
-    )
-    evaluator = Evaluator(c, table, mesh, pair.tokenizer, questions, Path(eval_path.partition(":")[0]).stem)
+  define_canary(table, pair.vocab_size)
+  evaluator = make_evaluator(c, table, mesh, pair.tokenizer, sources) if sources else None
   for path in filter(None, given):
     if arithmetic.is_embedded(path):
       arithmetic.make(path)
     else:
       models.check(path)
-  return Run(c, workdir, mesh, pair, *model_paths, prompts, evaluator, c.horizon.build(), table)
+  return Run(c, workdir, mesh, pair, *model_paths, prompts, stream, evaluator, c.horizon.build(), table)
+
+
+def open_model(
+  config: Config, path: str, devices: Sequence[jax.Device] | None = None
+) -> tuple[Evaluator, models.Model]:
+  """A model that belongs to no run, in the student's dtype, and who marks it on the config's sets.
+
+  Args:
+    config: with an evaluation set; of its models and of its training nothing is read.
+    path: folder, hub id, or `arithmetic:...`.
+    devices: those of the mesh; None: all there are.
+
+  Raises InputError.
+  """
+  c, mesh = config, make_mesh((config.mesh.data, config.mesh.fsdp, config.mesh.tensor), devices)
+  check_split({"eval.batch": c.eval.batch}, mesh)
+  sources = find_sources(c)
+  real = arithmetic.outline(path)
+  pair = open_pair(real, real)
+  check_heads(Architectures(pair.student, pair.teacher), mesh)
+  table = ProgramTable(mesh)
+  define_programs(table, c, pair.eos_ids, pair.vocab_size)  # for the decode layout
+  define_evaluation(table, c, pair.eos_ids, pair.vocab_size)
+  evaluator = make_evaluator(c, table, mesh, pair.tokenizer, sources)
+  return evaluator, models.load(arithmetic.make(path), dtype=jnp.dtype(c.student.dtype), mesh=mesh)
+
+
+def find_sources(config: Config) -> tuple[Source, ...]:
+  """The config's evaluation sets with their real paths. Raises InputError as `list_sources` does, and for a path where
+  there is nothing."""
+  sources = list_sources(config.eval)
+  for source in sources:
+    check_exists(source.config_field, source.path)
+  return tuple(dataclasses.replace(source, path=arithmetic.outline(source.path)) for source in sources)
+
+
+def check_exists(field: str, path: str) -> None:
+  """Raises InputError where there is no data file or folder, and the path is not of the embedded task."""
+  if arithmetic.is_embedded(path):
+    return
+  try:
+    locate(path)
+  except InputError as error:
+    raise InputError(f"config.{field}: {error}") from error
 
 
 def check_objective(config: Config) -> None:
@@ -139,16 +190,27 @@ def check_objective(config: Config) -> None:
       f"config.objective.dataset_share is {c.dataset_share}, and config.objective.select_by={ENTROPY!r} knows the "
       "entropy of tokens that the student wrote alone: take 0, or select_by='divergence'"
     )
+  if config.horizon.kind == "change_point" and (c.select_by or c.dataset_share):
+    field = "select_by" if c.select_by else "dataset_share"
+    raise InputError(
+      f"config.objective.{field} is {getattr(c, field)!r}, and config.horizon.kind='change_point' reads what the "
+      "student wrote token by token from its start: take one of the two"
+    )
 
 
 def check_rows(config: Config, mesh: Mesh | AbstractMesh) -> None:
   """Rows are split over data and fsdp: what is split must divide."""
-  parts = mesh.shape["data"] * mesh.shape["fsdp"]
   rows = {
     "rollout.prompts_per_step": config.rollout.prompts_per_step,
     "rows of a micro-batch": config.rows // config.optimizer.micro_batches,
     "eval.batch": config.eval.batch,
   }
+  check_split(rows, mesh)
+
+
+def check_split(rows: dict[str, int], mesh: Mesh | AbstractMesh) -> None:
+  """Raises InputError where one of the named numbers of rows does not divide over data and fsdp."""
+  parts = mesh.shape["data"] * mesh.shape["fsdp"]
   for name, count in rows.items():
     if count % parts:
       raise InputError(

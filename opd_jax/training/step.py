@@ -2,7 +2,7 @@
 
     state ─► decode layout ─┐
     prompts ────────────────┴► Rollout ─► score(student), score(teacher) ─► objective ─► gradient ─► optax ─► state
-             "decode_layout", "rollout" └───────────────────────── "update" ────────────────────────────────┘
+             "decode_layout", "rollout" └────────────── "update", or "probe" with two gradients ─────────────┘
     where asked for:              data set's answers ─┘ └─ the teacher's own prompts; score(reference)
 
 The programs hand arrays to each other on the devices; nothing of size comes to the host.
@@ -26,6 +26,7 @@ from opd_jax.objectives import (
   Signals,
   TokenWeights,
   diagnose,
+  make_margin_drop,
   make_objective,
   make_token_weights,
   repetition,
@@ -34,8 +35,13 @@ from opd_jax.programs import ProgramTable
 from opd_jax.rollout import Sampling, decode_layout, sample_completions
 from opd_jax.scoring import score
 from opd_jax.telemetry.metrics import Metrics, Ratio, Total, merge
-from opd_jax.training.batch import Answers, Batch
+from opd_jax.training import skips
+from opd_jax.training.batch import Batch
 from opd_jax.training.state import Frozen, TrainState, make_optimizer, state_specs
+
+# XLA for CPU hands products to YNNPACK, which is made for a few rows, as a rollout has. With the many of an update the
+# compiler's own are a fifth faster, and wait for nothing to be built at their first call.
+_LARGE_PRODUCTS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
 
 
 def define_programs(
@@ -45,12 +51,13 @@ def define_programs(
   vocab_size: int,
   token_weights: TokenWeights | None = None,
 ) -> None:
-  """Enters "decode_layout", "rollout" and "update" into the table. `token_weights`: None is the config's, without the
-  ids of its masks, for which a tokenizer is needed.
+  """Enters "decode_layout", "rollout", "update" and "probe" into the table. `token_weights`: None is the config's,
+  without the ids of its masks, for which a tokenizer is needed.
 
   decode_layout(model) -> model; its bucket is 0; in int8 under `rollout.int8`
   rollout(student, prompts_bp, prompt_mask_bp, horizon, seed, step, rows_r) -> Rollout
-  update(state, frozen, batch) -> (state, metrics); the old state is used up.
+  update(state, frozen, batch) -> (state, metrics); the old state is used up
+  probe(state, frozen, batch, prefix) -> (state, metrics); the same, and what the first tokens alone would have done
   """
   c, dtype = config.rollout, jnp.dtype(config.student.dtype)
   table.define("decode_layout", functools.partial(decode_layout, dtype=dtype, int8=c.int8))
@@ -65,29 +72,29 @@ def define_programs(
       entropy=config.objective.select_by == ENTROPY,
     ),
   )
-  table.define(
-    "update",
-    functools.partial(
-      update,
-      objective=make_objective(config.objective, vocab_size),
-      token_weights=token_weights or make_token_weights(config),
-      eos_ids=eos_ids,
-      optimizer=make_optimizer(config),
-      dtype=dtype,
-      micro_batches=config.optimizer.micro_batches,
-      remat=config.student.remat,
-      teacher_dtype=jnp.dtype(config.teacher.dtype),
-      ema=config.teacher.ema,
-      compare_decoding=(c.temperature or 1.0) == config.objective.temperature,  # greedy: log-probs at temperature 1
-    ),
-    donate=(0,),
+  training = functools.partial(
+    update,
+    objective=make_objective(config.objective, vocab_size, make_margin_drop(config)),
+    token_weights=token_weights or make_token_weights(config),
+    eos_ids=eos_ids,
+    optimizer=make_optimizer(config),
+    dtype=dtype,
+    micro_batches=config.optimizer.micro_batches,
+    remat=config.student.remat,
+    teacher_dtype=jnp.dtype(config.teacher.dtype),
+    ema=config.teacher.ema,
+    skip_above=config.optimizer.skip_above,
+    compare_decoding=(c.temperature or 1.0) == config.objective.temperature,  # greedy: log-probs at temperature 1
   )
+  for name in ("update", "probe"):
+    table.define(name, training, donate=(0,), options=_LARGE_PRODUCTS)
 
 
 def update(
   state: TrainState,
   frozen: Frozen,
   batch: Batch,
+  prefix: jax.Array | None = None,
   *,
   bucket: int,
   objective: Objective,
@@ -99,6 +106,7 @@ def update(
   remat: bool,
   teacher_dtype,
   ema: float,
+  skip_above: float,
   compare_decoding: bool,
 ) -> tuple[TrainState, Metrics]:
   """One optimizer step on a batch.
@@ -107,6 +115,7 @@ def update(
     state: float32 master weights and optimizer state; and the teacher, where it follows the student.
     frozen: the other models that are scored. None of them is differentiated.
     batch: the rollout [B, P + S] with S = `bucket`, and what goes with it.
+    prefix: int32 scalar, tokens of a response; asks what the gradient of these alone has to do with the whole one.
     objective, token_weights: what is minimised, and how much each token counts in it.
     eos_ids: ids that end a row.
     dtype: of the student's computation.
@@ -114,19 +123,25 @@ def update(
     remat: recompute the student's layers in the backward pass.
     teacher_dtype: of the computation of a teacher that is part of the state.
     ema: the share of the way to the new student that it moves then.
+    skip_above: the gradient's norm from which the update is skipped; 0: none that is finite.
     compare_decoding: adds `decode_gap` and `decode_kl`; only where the rollout's log-probs and the objective's are of
       one temperature.
 
   Returns:
-    The next state, and metrics over the valid tokens of the global batch: loss in nats a token, entropies of both
-    models in nats, tokens, completion length, share of rows that were cut, those of `objectives.diagnose` and
-    `repetition`; of the update: `grad_norm` before clipping, `update_ratio`, its norm over that of the weights, and
-    `moved`, the share of weights that it changes as bfloat16 would hold them (arXiv 2606.13657: few move far).
+    The next state, where the update was skipped (`skips.is_sound`) the old one with its step counted; and metrics over
+    the valid tokens of the global batch: loss in nats a token, entropies of both models in nats, tokens, completion
+    length, share of rows that were cut, those of `objectives.diagnose` and `repetition`; of the update: `skipped`, 0 or
+    1, `grad_norm` before clipping, `largest_gradient`, the parameter that has most of it (`skips.measure`),
+    `update_ratio`, its norm over that of the weights, and `moved`, the share of weights that it changes as bfloat16
+    would hold them (arXiv 2606.13657: few move far).
 
     And how far the student that wrote is from the same student as it is scored here (d = log p scored - log p when
     written): `decode_gap`, the mean of |d| in nats, and `decode_kl`, the mean of exp(d) - 1 - d, which estimates
     KL(writer || scored) in nats a token where tokens are drawn from the whole softmax (no top-k, no top-p, not greedy).
     Rows from the data set count in all but these two; `dataset_rows` is their number, where there may be any.
+
+    Under `prefix`: `probe_cosine` of its gradient with the whole one (NaN where that is 0), and `probe_norm_ratio`, its
+    norm over that of the whole. Where responses are cut: those of `MarginDrop.metrics`.
   """
   if batch.rollout.completion_mask_bs.shape[1] != bucket:
     columns = batch.rollout.completion_mask_bs.shape[1]
@@ -138,22 +153,25 @@ def update(
   weights_bs = token_weights(rollout.completions_bs, rollout.completion_mask_bs)
   reach = rollout.completion_mask_bs.sum(axis=1, dtype=jnp.int32).max()
 
-  def metrics_of(loss: Loss, answers: Answers | None) -> Metrics:
+  def metrics_of(loss: Loss, part: Batch) -> Metrics:
     result, mask_bs = loss.result, loss.signals.mask_bs
     metrics = loss.metrics | {
-      "loss": Total(loss.value),
+      "loss": Total(jnp.sum(loss.value)),
       "student_entropy": Ratio.of(result.student_entropy, mask_bs),
       "teacher_entropy": Ratio.of(result.teacher_entropy, mask_bs),
     }
     if compare_decoding:
       d_bs = result.student_logprob - loss.signals.behaviour_logprob_bs
-      own_bs = mask_bs if answers is None else mask_bs & ~answers.from_data_b[:, None]
+      own_bs = mask_bs if part.answers is None else mask_bs & ~part.answers.from_data_b[:, None]
       metrics["decode_gap"] = Ratio.of(jnp.abs(d_bs), own_bs)
       metrics["decode_kl"] = Ratio.of(jnp.expm1(d_bs) - d_bs, own_bs)
+    if loss.cut:
+      metrics |= objective.margin_drop.metrics(loss.cut, mask_bs, part.rollout.truncated_b)
     return metrics | diagnose(objective, loss, reach, eos_ids)
 
   def gradient_of(part: Batch, weights_bs: jax.Array):
-    """Gradient and metrics of some of the rows; their weights are shares of the whole batch."""
+    """Gradients and metrics of some of the rows, whose weights are shares of the whole batch: one gradient, or under
+    `prefix` two, of the tokens before it and of the others."""
     rows = part.rollout
     prompts, completions = (rows.prompts_bp, rows.prompt_mask_bp), (rows.completions_bs, rows.completion_mask_bs)
     signals = Signals(
@@ -172,33 +190,58 @@ def update(
     def loss_of(params):
       model = dataclasses.replace(student, params=params)
       of_student = Reading(score(model, *prompts, *completions, remat=remat), model.split_head())
-      loss = objective(of_student, of_teacher, signals, of_reference)
-      return loss.value, metrics_of(loss, part.answers)
+      loss = objective(of_student, of_teacher, signals, of_reference, prefix)
+      return loss.value, metrics_of(loss, part)
 
-    gradient, metrics = jax.grad(loss_of, has_aux=True)(student.params)
+    if prefix is None:
+      gradient, metrics = jax.grad(loss_of, has_aux=True)(student.params)
+      gradients = (gradient,)
+    else:
+      _, pull, metrics = jax.vjp(loss_of, student.params, has_aux=True)
+      gradients = tuple(pull(one)[0] for one in jnp.eye(2))
     metrics |= {
       "tokens": Total(rows.completion_mask_bs.sum(dtype=jnp.float32)),
       "completion_length": Ratio.of(rows.completion_mask_bs.sum(1)),
       "truncated": Ratio.of(rows.truncated_b),
       "repetition": repetition(rows.completions_bs, rows.completion_mask_bs),
     }
-    return jax.tree.map(lambda g: g.astype(jnp.float32), gradient), metrics
+    return jax.tree.map(lambda g: g.astype(jnp.float32), gradients), metrics
 
   if micro_batches == 1:
-    gradient, metrics = gradient_of(batch, weights_bs)
+    gradients, metrics = gradient_of(batch, weights_bs)
   else:
-    gradient, metrics = _accumulate(gradient_of, (batch, weights_bs), micro_batches)
+    gradients, metrics = _accumulate(gradient_of, (batch, weights_bs), micro_batches)
+  gradient = gradients[0]
+  if prefix is not None:
+    gradient = jax.tree.map(jnp.add, *gradients)
+    metrics |= _compare(gradients[0], gradient)
 
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.student.params)
-  params = optax.apply_updates(state.student.params, updates)
-  metrics["grad_norm"] = Total(optax.tree.norm(gradient))
-  metrics["update_ratio"] = Total(optax.tree.norm(updates) / optax.tree.norm(state.student.params))
-  metrics["moved"] = _moved(state.student.params, params)
+  learned = dataclasses.replace(state.student, params=optax.apply_updates(state.student.params, updates))
+  new = TrainState(learned, opt_state, state.step, _follow(state.teacher, learned, ema))
+  gradient_norm, largest = skips.measure(gradient)
+  update_norm = optax.tree.norm(updates)
+  sound = skips.is_sound(metrics["loss"].total, gradient_norm, update_norm, weights_bs, skip_above)
+  new = skips.take(sound, new, state)
+  metrics["grad_norm"] = Total(gradient_norm)
+  metrics["largest_gradient"] = Total(largest)
+  metrics["skipped"] = Total(~sound)
+  ratio = update_norm / optax.tree.norm(state.student.params)
+  metrics["update_ratio"] = Total(jnp.where(sound, ratio, 0.0))
+  metrics["moved"] = _moved(state.student.params, new.student.params)
   if batch.answers:
     metrics["dataset_rows"] = Total(batch.answers.from_data_b.sum(dtype=jnp.float32))
-  learned = dataclasses.replace(state.student, params=params)
-  state = TrainState(learned, opt_state, state.step + 1, _follow(state.teacher, learned, ema))
-  return _pinned(state, optimizer), metrics
+  return _pinned(new, optimizer), metrics
+
+
+def _compare(part, whole) -> Metrics:
+  """How far a part of a gradient points where the whole of it does, and how long it is."""
+  products = jax.tree.map(lambda a, b: jnp.sum(a * b), part, whole)
+  part_norm, whole_norm = optax.tree.norm(part), optax.tree.norm(whole)
+  return {
+    "probe_cosine": Total(sum(jax.tree.leaves(products)) / (part_norm * whole_norm)),
+    "probe_norm_ratio": Total(part_norm / whole_norm),
+  }
 
 
 def _moved(old, new) -> Ratio:

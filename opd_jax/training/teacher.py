@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from opd_jax import models
-from opd_jax.data import order
 from opd_jax.distributed import place_rows
 from opd_jax.models import Model
 from opd_jax.objectives import Call, Reading, diverge
@@ -59,7 +58,7 @@ def load_teacher(run: Run) -> tuple[Model, dict[str, float]]:
 def _first_prompts(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
   """Those of step 1 as `score` takes them: the first token as the prompt, the others as if they had been written."""
   c = run.config.rollout
-  chosen = order(len(run.prompts), run.config.seed, 0, c.prompts_per_step)
+  chosen = run.stream.take(0, c.prompts_per_step)
   width = max(2, c.max_prompt)
   tokens_bp, mask_bp = np.zeros((len(chosen), width), np.int32), np.zeros((len(chosen), width), bool)
   for row, i in enumerate(chosen):

@@ -7,7 +7,7 @@ import sys
 import huggingface_hub.constants
 import pytest
 
-from opd_jax.data import check_pair, load_tokenizer, stop_ids
+from opd_jax.data import Framing, check_pair, load_tokenizer, stop_ids
 from opd_jax.errors import InputError
 
 IM_START, IM_END = 1, 2  # the ids of <|im_start|> and <|im_end|> in every tokenizer of these tests
@@ -44,13 +44,13 @@ def test_without_a_template_text_stays_text(small, tmp_path, write_tokenizer):
   bare = load_tokenizer(write_tokenizer(tmp_path, [QUESTION], 290, chat_template=None))
   messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
   for tokenizer, chat in ((bare, True), (small, False)):
-    assert all_text(tokenizer, tokenizer.encode_prompt(QUESTION, chat)) == QUESTION
-    assert all_text(tokenizer, tokenizer.encode_prompt(messages, chat)) == f"Be brief.\n\n{QUESTION}"
+    assert all_text(tokenizer, tokenizer.encode_prompt(QUESTION, Framing(chat=chat))) == QUESTION
+    assert all_text(tokenizer, tokenizer.encode_prompt(messages, Framing(chat=chat))) == f"Be brief.\n\n{QUESTION}"
 
 
 def test_special_tokens_of_the_tokenizer_stand_before_text_and_not_before_the_template(tmp_path, write_tokenizer):
   tokenizer = load_tokenizer(write_tokenizer(tmp_path, [QUESTION], 290, bos=True))
-  assert all_text(tokenizer, tokenizer.encode_prompt(QUESTION, chat=False)) == f"<|endoftext|>{QUESTION}"
+  assert all_text(tokenizer, tokenizer.encode_prompt(QUESTION, Framing(chat=False))) == f"<|endoftext|>{QUESTION}"
   assert all_text(tokenizer, tokenizer.encode_prompt(QUESTION)).startswith("<|im_start|>user")
 
 
@@ -67,7 +67,7 @@ def test_an_answer_is_what_the_template_makes_of_the_assistants_turn(small):
 def test_an_answer_without_a_template_ends_where_the_model_would_end_it(small, tmp_path, write_tokenizer):
   bos = load_tokenizer(write_tokenizer(tmp_path, [QUESTION], 290, bos=True))
   for tokenizer in (small, bos):
-    text = functools.partial(tokenizer.encode_answer, QUESTION, chat=False)
+    text = functools.partial(tokenizer.encode_answer, QUESTION, framing=Framing(chat=False))
     assert all_text(tokenizer, text("Two.", (0, IM_END))) == "Two.<|im_end|>"  # the tokenizer's own, no other before it
     assert all_text(tokenizer, text("Two.", (0,))) == "Two.<|endoftext|>"  # where it never ends an answer
     assert all_text(tokenizer, text("Two.<|im_end|> Or three.", (0, IM_END))) == "Two.<|im_end|>"
@@ -86,7 +86,7 @@ def test_a_template_that_opens_a_turn_otherwise_gives_the_bare_answer(tmp_path, 
 
 def test_decode_leaves_special_tokens_out_and_text_alone(small):
   text = "a  b , c  é\n"
-  assert small.decode([*small.encode_prompt(text, chat=False), IM_END]) == text
+  assert small.decode([*small.encode_prompt(text, Framing(chat=False)), IM_END]) == text
 
 
 def test_size_counts_added_tokens(small_folder, small, tmp_path):

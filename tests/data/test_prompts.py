@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_jax.data import order, pad_left, read_prompts
+from opd_jax.data import Framing, pad_left, read_prompts
 from opd_jax.errors import InputError
 
 MESSAGES = [{"role": "user", "content": "What is the sum of two and three?"}]
@@ -174,7 +174,7 @@ def test_empty_prompts_and_prompts_that_are_all_too_long(small, tmp_path):
   expected = f"the shortest has {shortest} tokens, the limit is {shortest - 1}"
   assert expected in refusal(path, small, max_prompt=shortest - 1)
   path = write_jsonl(tmp_path / "b.jsonl", [{"question": "", "answer": "1"}])
-  assert "line 1: the prompt in `question` is empty" in refusal(path, small, chat=False)
+  assert "line 1: the prompt in `question` is empty" in refusal(path, small, framing=Framing(chat=False))
 
 
 def test_gsm8k_is_read_whole(shared, trained_on_gsm8k):
@@ -196,38 +196,6 @@ def test_dapo_rows_are_read_from_their_messages(shared, trained_on_gsm8k):
   assert prompts.answers == tuple(row["reward_model"]["ground_truth"] for row in kept)
   assert prompts.texts == tuple(row["prompt"][0]["content"] for row in kept)
   assert 0 < prompts.dropped_long < 500
-
-
-counts, seeds, positions = st.integers(1, 50), st.integers(0, 2**32), st.integers(0, 10_000)
-
-
-@given(counts, seeds, positions, st.lists(st.integers(0, 60), min_size=1, max_size=8))
-def test_order_is_one_stream_however_it_is_cut(count, seed, position, takes):
-  pieces, at = [], position
-  for take in takes:
-    pieces.append(order(count, seed, at, take))
-    at += take
-  whole = order(count, seed, position, sum(takes))
-  assert np.array_equal(np.concatenate(pieces), whole)
-  assert whole.shape == (sum(takes),)
-
-
-@given(counts, seeds, st.integers(0, 500))
-def test_every_epoch_takes_every_prompt_once(count, seed, epoch):
-  assert sorted(order(count, seed, epoch * count, count)) == list(range(count))
-
-
-def test_epochs_and_seeds_differ():
-  first, second = order(1000, 7, 0, 1000), order(1000, 7, 1000, 1000)
-  other = order(1000, 8, 0, 1000)
-  # Of two independent permutations, one place in 1000 agrees on average.
-  assert np.sum(first == second) < 12
-  assert np.sum(first == other) < 12
-  assert np.sum(first == np.arange(1000)) < 12
-
-
-def test_the_order_is_the_same_on_every_machine():
-  assert order(8, 3, 5, 8).tolist() == [6, 4, 3, 5, 6, 3, 7, 0]
 
 
 @settings(max_examples=50)

@@ -119,7 +119,8 @@ def test_a_plan_lists_what_a_run_compiles(tiny_config, tiny_pair):
   # as tests/training/test_run.py counts them in a run
   assert sorted((p.name, p.bucket) for p in programs) == sorted(
     [("rollout", 8), ("rollout", 16), ("update", 8), ("update", 16)]
-    + [("evaluate_greedy", 16), ("evaluate_sampled", 16), ("decode_layout", 0)] * 2
+    + [("evaluate_greedy", 16), ("evaluate_sampled", 16), ("decode_layout", 0), ("canary", 16)] * 2
+    + [("token_kl", 16)]
   )
 
 
@@ -151,10 +152,13 @@ def test_the_model_of_temporaries_is_near_what_libtpu_says():
     (qwen(micro_batches=4), "update", 6.057e9),
     (shipped, "update", 5.621e9),
     (shipped, "rollout", 1.247e9),
+    (shipped, "canary (teacher)", 3.193e8),
+    (shipped, "canary", 4.662e8),
     (shipped, "decode_layout (teacher)", 8.192e9),
     (int8, "decode_layout", 1.024e9),
     (int8, "rollout", 1.218e9),
     (shipped, "evaluate_greedy (teacher)", 3.635e9),
+    (shipped, "token_kl", 0.660e9),
   ]
   for config, name, compiled in measured:
     architectures, mesh = read_architectures(config), abstract_mesh(config, 16)

@@ -69,7 +69,7 @@ def test_json_is_all_of_stdout_and_agrees_with_the_compiler(tiny_config):
   mesh, architectures = make_mesh((2, 2, 2), jax.devices()[:8]), read_architectures(config)
   table = make_table(config, architectures, mesh)
   listed = list_programs(config, architectures, mesh)
-  assert [(row["name"], row["bucket"]) for row in answer["programs"]] == [(p.name, p.bucket) for p in listed]
+  assert [(row["name"], row["bucket"]) for row in answer["programs"]] == [(p.label, p.bucket) for p in listed]
   for row, program in zip(answer["programs"], listed, strict=True):
     memory = table.compile(program.name, program.bucket, *program.arguments).memory_analysis()
     assert row["argument_bytes"] == pytest.approx(memory.argument_size_in_bytes, abs=256)

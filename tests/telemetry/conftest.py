@@ -58,6 +58,7 @@ def make_run(tmp_path) -> Callable[..., Path]:
             "seconds_eval": 0.125,
             "completion_length": 0.5 * horizon,
             "truncated": 0.5,
+            "loss_by_position": [1.0 / step, 0.5 / step, float("nan"), 0.0],
           }
         )
     return workdir

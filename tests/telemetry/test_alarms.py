@@ -45,3 +45,12 @@ def test_a_student_that_becomes_as_sure_as_its_teacher_is_no_trouble():
 
 def test_missing_and_broken_numbers_are_passed_over():
   assert lines_of([{"horizon": 4}, SOUND | {"repetition": None}, SOUND | {"truncated": float("nan")}] * 20) == []
+  broken = SOUND | {"teacher_entropy": float("inf"), "completion_length": 1.0}
+  assert lines_of([SOUND] * 15 + [broken] * 60) == []
+
+
+def test_probes_of_the_full_horizon_hide_no_trouble():
+  probe = {"horizon": 512, "truncated": 0.9, "probe_cosine": 0.8}
+  rows = [SOUND] * 15 + [SOUND | {"repetition": 0.9}] * 60
+  (line,) = lines_of([row | probe if step % 5 == 4 else row for step, row in enumerate(rows)])
+  assert "repeats itself" in line

@@ -84,6 +84,39 @@ def test_the_accuracy_of_the_first_set_stays_in_view():
   ]
 
 
+def test_marks_of_k_answers_get_a_table_a_model():
+  marks = {
+    "low": 0.0,
+    "high": 0.123,
+    "pass_at": {"1": 0.05, "16": 0.5},
+    "maj": 0.25,
+    "length": 15360.0,
+    "truncated": 1.0,
+  }
+  rows = [
+    {"step": step, "set": "[aime25]", "model": model, "k": k, "temperature": t, "accuracy": 0.0625, **marks}
+    for step, model, k, t in (
+      (0, "student", 16, 0.7),
+      (8, "student", 16, 0.7),
+      (8, "student", 1, 0.0),
+      (0, "a/b", 1, 0.0),
+    )
+  ]
+  stream = io.StringIO()
+  print_closing_table(RunRecord("run", {}, "", (), tuple(rows), ()), stream)
+  text = stream.getvalue()
+  assert max(map(len, text.splitlines())) <= 80
+  shown = [" ".join(re.sub(r"[|+-]{2,}|\|", " ", line).split()) for line in text.splitlines()]
+  student, other = (text.index(f"marks of {model}") for model in ("student", "a/b"))
+  assert student < text.index("[aime25] T=0.7 avg@16", student) < other
+  assert shown.count("[aime25] T=0.7 avg@16 6.2% 0.0-12.3 50.0% 25.0% 15.4k 100%") == 1
+  assert shown.count("[aime25] greedy 6.2% 0.0-12.3 5.0% 25.0% 15.4k 100%") == 2
+
+  stream = io.StringIO()
+  print_closing_table(RunRecord("run", {}, "", (), (rows[2],), ()), stream)
+  assert "marks of" not in stream.getvalue()  # greedy marks alone are in the table above
+
+
 def test_a_long_run_fits_80_columns():
   stream = io.StringIO()
   wide = {"horizon": 8192, "bucket": 8192, "tokens": 54321, "seconds_step": 4.0, "decode_gap": 0.0123}
@@ -131,6 +164,12 @@ def test_the_closing_table_of_a_run_without_evaluation():
   run = RunRecord("bare", {}, "", ({"step": 1, "loss": None},), (), ())
   print_closing_table(run, stream)
   assert stream.getvalue().split("\n", 2)[2] == "generated  0 tokens in 1 steps\ncompiles   0 (0 unplanned)\n"
+
+
+def test_skipped_updates_are_counted_at_the_end():
+  rows = tuple({"step": step, "loss": 0.5, "skipped": int(step in (2, 5))} for step in range(1, 7))
+  print_closing_table(RunRecord("bare", {}, "", rows, (), ()), stream := io.StringIO())
+  assert "skipped    2 of 6 updates, the first at step 2" in stream.getvalue()
 
 
 def test_a_pair_is_shown_side_by_side_with_what_to_do_below():

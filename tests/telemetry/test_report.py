@@ -1,6 +1,7 @@
 """report.html: well-formed, self-contained, and deaf to what a model or a data set wrote."""
 
 import html.parser
+import json
 import re
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def test_one_run_is_one_self_contained_page(make_run):
   assert path == workdir / "report.html"
   text = path.read_text()
   page = Page(text)
-  assert charts(page) == page.tags.count("figure") == 6
+  assert charts(page) == page.tags.count("figure") == 7
   assert len(page.ids) == len(set(page.ids))
   assert page.references and all(reference.startswith("#") for reference in page.references)
   assert {reference[1:] for reference in page.references} <= set(page.ids)
@@ -103,7 +104,7 @@ def test_several_runs_stand_on_one_page(make_run, tmp_path):
   page = Page(write_comparison(runs, tmp_path / "all.html").read_text())
   for name in ("first", "second (2)", "second (3)", "3 runs compared"):
     assert name in page.text
-  assert charts(page) == 6
+  assert charts(page) == 7
   assert len(page.ids) == len(set(page.ids))
   settings = page.text[page.text.index("Settings") :]
   assert settings.index("horizon.kind") < settings.index("seed")  # what differs stands first
@@ -120,7 +121,58 @@ def test_a_page_without_one_of_the_files(make_run, missing):
   workdir = make_run()
   (workdir / missing).unlink()
   page = Page(write_report(workdir).read_text())
-  assert charts(page) == {"metrics.jsonl": 2, "eval.jsonl": 4}.get(missing, 6)
+  assert charts(page) == {"metrics.jsonl": 2, "eval.jsonl": 5}.get(missing, 7)
+
+
+def cells(drawn: str) -> list[tuple[float, int]]:
+  """(opacity, rectangles) of every shade of a heat map; a full one has no opacity."""
+  paths = re.findall(r'<path d="([^"]*)"[^>]*style="fill: var\(--run-0\)(?:; opacity: ([\d.]+))?"', drawn)
+  return sorted((float(opacity or 1), path.count("M ")) for path, opacity in paths)
+
+
+def test_a_heat_map_has_a_cell_for_every_number_and_none_for_what_is_missing():
+  columns = [[4.0, 1.0, None, 0.0], [4.0, None, None, -1.0]]
+  rows = tuple({"step": step, "loss_by_position": column} for step, column in enumerate(columns, start=1))
+  drawn = plots.positions([RunRecord("run", {}, "", rows, (), ())])
+  scale = [(round(24 * ((part + 0.5) / plots._SHADES) ** 0.5) / 24, 1) for part in range(plots._SHADES)]
+  expected = sorted([(1.0, 2), (0.5, 1), *scale])  # opacity is the root of a value's share of the largest
+  assert cells(drawn) == [(pytest.approx(opacity, abs=1e-3), count) for opacity, count in expected]
+
+
+def test_a_long_run_s_heat_map_is_of_means():
+  rows = [{"step": step, "loss_by_position": [1.0, None if step % 2 else 3.0]} for step in range(1, 1001)]
+  edges, columns = plots._map(*RunRecord("run", {}, "", tuple(rows), (), ()).by_position("loss_by_position"))
+  assert len(edges) == len(columns) + 1 <= plots._COLUMNS + 1
+  assert (edges[0], edges[-1]) == (0.5, 1000.5) and edges == sorted(edges)
+  assert columns == [[1.0, 3.0]] * len(columns)
+
+
+def test_the_kl_of_each_token_is_shown_behind_its_text(make_run, hostile):
+  workdir = make_run()
+  rows = [json.loads(line) for line in (workdir / "samples.jsonl").read_text().splitlines()]
+  for row in rows:
+    tokens = ["a", "b", hostile, "c" * 5000]
+    row |= {"completion": "".join(tokens), "tokens": tokens, "kl": [0.0, 0.0, 2.0, 1.0]}
+  (workdir / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  text = write_report(workdir).read_text()
+  page = Page(text)
+  assert "ab" + hostile + "c" * 1000 in page.text and "full colour from 2 nats" in " ".join(page.text.split())
+  assert "c" * 4000 not in page.text  # as long as any sample may be
+  assert len(re.findall(r'<span class="kl kl-8">&lt;script&gt;', text)) == 8
+  assert len(re.findall(r'<span class="kl kl-4">c+</span>', text)) == 8
+  assert "<pre>ab<span" in text  # what has no KL to speak of has no colour
+
+
+def test_marks_of_any_model_stand_on_the_page(make_run, hostile):
+  workdir = make_run()
+  more = {"low": 0.31, "high": 0.54, "pass_at": {"1": 0.4, "4": 0.75}, "maj": 0.5, "length": 1234.0, "truncated": 0.25}
+  row = {"step": 0, "set": hostile, "model": hostile, "k": 4, "temperature": 0.7, "accuracy": 0.425, "stderr": 0.1}
+  with open(workdir / "eval.jsonl", "a") as file:
+    file.write(json.dumps(row | more) + "\n")
+  page = Page(write_report(workdir).read_text())
+  marks = "".join(page.text[page.text.index("Latest marks") :].split())
+  texts = f"{hostile} T=0.7 avg@4 {hostile} 42.5% 31.0-54.0 75.0% 50.0% 1.2k 25%"
+  assert "".join(texts.split()) in marks
 
 
 def test_a_running_mean_keeps_a_straight_line_straight():
@@ -130,7 +182,9 @@ def test_a_running_mean_keeps_a_straight_line_straight():
 
 def test_a_chart_of_nothing_is_no_chart():
   empty = [RunRecord("empty", {}, "", (), (), ())]
-  assert [plots.loss(empty), plots.horizon(empty), plots.lengths(empty), plots.time_split(empty)] == [None] * 4
+  assert [draw(empty) for draw in (plots.loss, plots.positions, plots.horizon, plots.lengths, plots.time_split)] == [
+    None
+  ] * 5
   assert plots.accuracy(empty, "s", seconds=True) is None
 
 

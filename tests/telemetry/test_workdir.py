@@ -2,6 +2,7 @@
 
 import glob
 import os
+import resource
 import shlex
 import signal
 import struct
@@ -13,6 +14,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from opd_jax.errors import InputError
+from opd_jax.telemetry.events import EventFile
 from opd_jax.telemetry.rows import read_rows
 from opd_jax.telemetry.workdir import RunLog, make_workdir, read_config, write_command, write_config
 
@@ -78,7 +80,8 @@ def test_a_killed_process_loses_no_finished_step(tmp_path):
   assert read_rows(tmp_path / "metrics.jsonl") == [{"step": s, "loss": 0.1 * s} for s in (1, 2, 3)]
 
 
-def test_a_full_disk_is_one_line_and_the_next_start_mends_the_file(tmp_path):
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_a_full_disk_is_one_line_and_the_next_start_mends_the_file(tmp_path, tensorboard):
   # A limit on the size of a file fails a write in its middle, as a full disk does.
   script = f"""
     import resource, signal, sys
@@ -87,7 +90,7 @@ def test_a_full_disk_is_one_line_and_the_next_start_mends_the_file(tmp_path):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     try:
-      with RunLog({str(tmp_path)!r}, tensorboard=False) as log:
+      with RunLog({str(tmp_path)!r}, tensorboard={tensorboard}) as log:
         for step in range(1, 1000):
           log.step({{"step": step, "loss": 0.5}})
     except InputError as error:
@@ -129,6 +132,17 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
   assert [(step, value) for step, tag, value in scalars if tag == "train/loss"] == [(1, 0.25), (1, 0.25)]
   restarts = [event.step for event in found if event.HasField("session_log")]
   assert restarts == [0, 1]  # TensorBoard drops what earlier files hold from there on
+
+
+def test_events_that_a_full_disk_refuses_are_one_line(tmp_path):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  file = EventFile(tmp_path / "tensorboard", 0)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+  try:
+    with pytest.raises(InputError, match=r"cannot write .*/tensorboard: File too large"):
+      file.scalars({f"value_{i}": i / 7 for i in range(5000)}, 1)  # more than waits in a buffer
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_host_that_does_not_write_leaves_no_trace(tmp_path):

@@ -96,6 +96,7 @@ def step(student, frozen, batch, *, kind="reverse_kl", teacher=None, micro_batch
     remat=False,
     teacher_dtype=jnp.float32,
     ema=EMA,
+    skip_above=0.0,
     compare_decoding=True,
   )
   state = TrainState(student, keep.init(student.params), jnp.int32(0), teacher)

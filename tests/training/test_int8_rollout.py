@@ -188,7 +188,8 @@ def test_a_run_resumes_bit_for_bit_and_is_marked_in_full_precision(tiny_pair, ti
   programs = list_programs(run.config, Architectures(run.pair.student, run.pair.teacher), run.mesh)
   assert sorted((p.name, p.bucket) for p in programs) == sorted(
     [("decode_layout", 0), ("rollout", BUCKET), ("update", BUCKET)]
-    + [("evaluate_layout", 0), ("evaluate_greedy", BUCKET)] * 2
+    + [("evaluate_layout", 0), ("evaluate_greedy", BUCKET), ("canary", BUCKET)] * 2
+    + [("token_kl", BUCKET)]
   )
   # Each compiled once, from these abstract arguments: so the arrays that came were like them.
   assert sorted((c.program, c.bucket) for c in run.table.compiles) == sorted((p.name, p.bucket) for p in programs)

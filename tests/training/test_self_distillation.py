@@ -9,7 +9,6 @@ import orbax.checkpoint as ocp
 import pytest
 
 from opd_jax.command_line import load_config
-from opd_jax.data import order
 from opd_jax.errors import InputError
 from opd_jax.planning.subject import read_architectures
 from opd_jax.training import open_run, restore_student, train
@@ -64,11 +63,15 @@ def get_config(arg=""):
 
 def run(config, workdir, *flags, mesh=(1, 1, 1)):
   shape = [f"mesh.{name}={size}" for name, size in zip(("data", "fsdp", "tensor"), mesh)]
-  loaded = load_config(config[0], [f"--config.{flag}" for flag in (*flags, *shape)])
+  prompts = config[0].replace("config.py", "prompts.jsonl")
+  loaded = load_config(config[0], [f"--config.{flag}".replace("PROMPTS", prompts) for flag in (*flags, *shape)])
   opened = open_run(loaded, workdir, jax.devices()[: np.prod(mesh)])
   train(opened)
-  compiled = [(c.program, c.bucket) for c in opened.table.compiles]
+  compiled = [(c.program, c.bucket) for c in opened.table.compiles if c.program != "canary"]
   assert len(compiled) == len(set(compiled))  # what was compiled ahead is what was called
+  canaries = len(opened.table.compiles) - len(compiled)
+  alike = loaded.teacher.path == "student" and not loaded.data.teacher_prompt_field  # architecture and prompts
+  assert canaries == (0 if loaded.teacher.ema else 1 if alike else 2)
   return opened, rows(workdir)
 
 
@@ -85,6 +88,8 @@ def saved_arrays(workdir, step):
 
 ALL = (
   "teacher.ema=0.1",
+  "data.path=",
+  "data.mixture=('2 * PROMPTS', 'PROMPTS; limit=20; teacher_prompt_field=copy')",
   "data.teacher_prompt_field=hinted",
   "rollout.max_teacher_prompt=48",
   "data.answer_field=long",
@@ -136,7 +141,7 @@ def test_a_copy_of_the_student_teaches_nothing_until_it_sees_more(config, tmp_pa
 def test_the_answers_of_the_steps_prompts_are_what_trains(config, tmp_path):
   flags = ["data.answer_field=long", "objective.dataset_share=1.0", "objective.kind=forward_kl", "steps=1"]
   opened, (row,) = run(config, tmp_path, f"teacher.path={config[1]}/teacher", "horizon.max=6", *flags)
-  tokenizer, chosen = opened.pair.tokenizer, order(len(opened.prompts), 0, 0, 4)
+  tokenizer, chosen = opened.pair.tokenizer, opened.stream.take(0, 4)
   lengths = [len(tokenizer.hf(opened.prompts.answers[i])["input_ids"]) + 1 for i in chosen]  # and end-of-sequence
   assert max(lengths) > 6
   assert row["tokens"] == 2 * sum(min(length, 6) for length in lengths) and row["dataset_rows"] == 8

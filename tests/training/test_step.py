@@ -78,6 +78,7 @@ def step(pair, batch, *, kind="reverse_kl", micro_batches=1, remat=False, temper
     remat=remat,
     teacher_dtype=dtype,
     ema=0.0,
+    skip_above=0.0,
     compare_decoding=True,
   )
   state = TrainState(student, KEEP.init(student.params), jnp.int32(0))

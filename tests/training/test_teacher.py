@@ -9,7 +9,6 @@ import pytest
 
 from opd_jax import models
 from opd_jax.command_line import load_config
-from opd_jax.data import order
 from opd_jax.training import load_teacher, open_run, train
 
 FLAGS = ["horizon.kind=full", "horizon.max=8", "horizon.buckets=8", "steps=2", "teacher.int8=true"]
@@ -33,7 +32,7 @@ def test_the_kl_it_costs_is_that_of_whole_distributions_on_the_first_prompts(tin
   teacher, metrics = load_teacher(run)
   full, vocab = models.load(run.teacher_path, dtype="float32"), run.pair.vocab_size
   kl = []
-  for i in order(len(run.prompts), run.config.seed, 0, run.config.rollout.prompts_per_step):
+  for i in run.stream.take(0, run.config.rollout.prompts_per_step):
     ids = run.prompts.token_ids[i]
     log_p, log_q = (log_softmax(models.logits(model, [ids[:-1]])[0, :, :vocab]) for model in (full, teacher))
     kl += list((np.exp(log_p) * (log_p - log_q)).sum(-1))

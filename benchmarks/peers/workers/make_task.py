@@ -6,7 +6,7 @@ from pathlib import Path
 from meter import answer, read_job
 
 from opd_jax import arithmetic
-from opd_jax.data import order
+from opd_jax.data import PromptStream
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     [json.loads(line)["prompt"] for line in Path(arithmetic.make(f"{task}/{name}.jsonl")).read_text().splitlines()]
     for name in ("train", "eval")
   )
-  taken = order(len(train), job["seed"], 0, job["prompts"])
+  taken = PromptStream([len(train)], [1.0], job["seed"]).take(0, job["prompts"])
   answer(["jax"], student=student, teacher=teacher, prompts=[train[i] for i in taken], held_out=held_out)
 
 
