@@ -106,6 +106,7 @@ def test_damaged_model_folders(shell, tiny_config, student, tmp_path, damage):
     ("--config.horizon.max=64", ["64", "16"]),
     ("--config.mesh.tensor=3", ["mesh.tensor=3"]),
     ("--config.data.path=/no/prompts.jsonl", ["/no/prompts.jsonl"]),
+    ("--config.data.path= --config.data.mixture=('2*/no/a.jsonl',)", ["data.mixture", "/no/a.jsonl"]),
     ("--config.data.prompt_field=promt", ["promt", "prompt"]),
     ("--config.rollout.max_prompt=3", ["short enough"]),
     ("--config.student.path=arithmetic:unifrom/student", ["uniform"]),

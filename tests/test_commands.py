@@ -89,7 +89,7 @@ def test_an_exported_student_is_the_same_model_in_transformers(trained):
   from transformers import AutoModelForCausalLM, AutoTokenizer
 
   folder, arguments, _ = trained
-  command("export", f"--workdir={folder}/run", f"--out={folder}/hf")
+  command("export", f"--workdir={folder}/run", f"--out={folder}/hf", "--step=4")
   run = open_run(load_config(arguments[0].partition("=")[2], arguments[2:]), folder / "run", jax.devices()[:1])
   student, step = restore_student(run)
   assert step == 4

@@ -48,6 +48,7 @@ def main(arguments: Sequence[str]) -> None:
   path = study.ledger_path(module, folder, quick)
   ledger = Ledger(path, module.settings(quick))
   module.run(order, ledger)
+  ledger.finish()
   module.draw(ledger, path.with_suffix(".png"))
   print(f"\n{module.tables(ledger)}\n")
   for finding in module.findings(ledger):

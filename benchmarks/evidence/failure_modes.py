@@ -16,14 +16,15 @@ from benchmarks.evidence.study import Finding, Order, Runs, by_method, markdown
 from opd_jax import config as configs
 
 TITLE = "Three failures, three remedies"
-COST = "10 minutes"
+COST = "5 minutes"
 QUICK_SEEDS = 2
 ABOUT = """\
 A pair of 2 layers and width 32 that has the three failures by construction: the student counts from the prompt's number
 to the top and leaves numbers out; the teacher counts right, puts fillers between numbers, ends with another token than
 the student, and, once a number stands twice, repeats it for ever (`benchmarks/evidence/counting_language.py`). The
 student stops at its own end alone. Answers are judged as sampled at temperature 1 without top-p (the paper: top-p 0.9).
-`mask` leaves the first end out of the loss, `top-p` is 0.9 in the rollouts, LSM is on the teacher's top 4."""
+A row is stuck where it has not written the student's end and its last four tokens are one number. `mask` leaves the
+first end out of the loss, `top-p` is 0.9 in the rollouts, LSM is on the teacher's top 4."""
 
 TOP_K = 4
 METHODS = {
@@ -168,11 +169,11 @@ def _of_the_remedies(runs: Runs) -> list[Finding]:
         "less than half of what it gives the sampled estimator",
       ),
       finding(
-        "top-p alone gives the sampled estimator less than LSM",
+        "top-p alone gives the sampled estimator little",
         "table 3: 20.4 to 21.6",
         top_p,
-        top_p.mean < by_top_p.mean,
-        "mean below that of what LSM gains by it",
+        top_p.low < 0 < top_p.high,
+        "interval around 0",
       ),
     ]
   norms = zip(methods["LSM, mask"], methods["sampled, mask"], strict=True)

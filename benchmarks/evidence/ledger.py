@@ -1,8 +1,8 @@
 """Finished runs of a study in one JSON file: what is in it is not run again, whatever stopped the study.
 
-    {"settings": {...}, "runs": {"sampled seed 3": {...}, ...}}
+    {"settings": {...}, "finished": true, "runs": {"sampled seed 3": {...}, ...}}
 
-Only what was measured is kept; means, intervals and verdicts are made anew from it.
+Only what was measured is kept; means, intervals and verdicts are made anew from it, once the study is finished.
 """
 
 import json
@@ -34,10 +34,19 @@ class Ledger(Mapping[str, Any]):
     self._runs = saved["runs"]
 
   def put(self, name: str, run: Mapping[str, Any]) -> None:
-    """Adds a finished run and writes the file, whole or not at all."""
+    """Adds a finished run."""
     self._runs[name] = plain(run)
+    self._write(finished=False)
+
+  def finish(self) -> None:
+    """Says that no run of the study is missing."""
+    self._write(finished=True)
+
+  def _write(self, finished: bool) -> None:
+    """The file, whole or not at all."""
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(self._path, json.dumps({"settings": self._settings, "runs": self._runs}, indent=1) + "\n")
+    content = {"settings": self._settings, "finished": finished, "runs": self._runs}
+    replace_file(self._path, json.dumps(content, indent=1) + "\n")
 
   def __getitem__(self, name: str) -> Any:
     return self._runs[name]
@@ -50,11 +59,11 @@ class Ledger(Mapping[str, Any]):
 
 
 def read(path: Path) -> dict[str, Any]:
-  """{"settings", "runs"} of a file. Raises InputError where it is not one of ours."""
+  """{"settings", "finished", "runs"} of a file. Raises InputError where it is not one of ours."""
   try:
     saved = json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise InputError(f"{path} cannot be read as JSON ({error}): move it away and run its study again") from error
-  if not isinstance(saved, dict) or not {"settings", "runs"} <= saved.keys():
+  if not isinstance(saved, dict) or not {"settings", "finished", "runs"} <= saved.keys():
     raise InputError(f"{path} holds no runs of a study: move it away and run the study again")
   return saved

@@ -22,23 +22,24 @@ python -m benchmarks.evidence report        # this page
 ```
 
 With `--quick` a study runs in under three minutes, to see that it works; its numbers are kept apart and are not here.
-Figures are means over seeds with 95 % intervals (Student's t). A verdict follows from a rule that was set beforehand
-and stands beside it. These models are four to six orders of magnitude smaller than the papers': a finding that holds
+Figures are means over seeds with 95 % intervals (Student's t). Every verdict follows from a rule, which stands with its
+study. These models are four to six orders of magnitude smaller than the papers': a finding that holds
 here holds for the reason that the study builds in, and one that does not may still hold at their scale.
 """
 
 
 def write(names: Sequence[str], folder: Path, page: Path) -> None:
-  """The page of all studies that have been run."""
+  """The page of all studies, with the numbers of those that were run to their end."""
   commands, parts, findings = [], [], []
   for name in names:
     module = importlib.import_module(f"benchmarks.evidence.{name}")
     commands.append(f"python -m benchmarks.evidence {name:14}  # {module.COST}")
     path = study.ledger_path(module, folder, quick=False)
-    if not path.exists():
-      parts.append(f"## {module.TITLE}\n\n{module.ABOUT}\n\nNot run yet.")
+    saved = ledger.read(path) if path.exists() else {"finished": False}
+    if not saved["finished"]:
+      parts.append(f"## {module.TITLE}\n\n{module.ABOUT}\n\nNot run to its end yet.")
       continue
-    runs = ledger.read(path)["runs"]
+    runs = saved["runs"]
     own = module.findings(runs)
     findings += own
     parts.append(_section(module, runs, own, os.path.relpath(path.with_suffix(".png"), page.parent)))

@@ -12,7 +12,7 @@ from benchmarks.evidence.ledger import Ledger
 from benchmarks.evidence.study import Finding, Order, Runs, by_method, markdown
 
 TITLE = "Variance of the gradient"
-COST = "5 minutes"
+COST = "2 minutes"
 QUICK_SEEDS = 2
 ABOUT = """\
 The toy of arXiv 2603.25562: a teacher for each of two mirrored control tasks by REINFORCE, one student distilled from

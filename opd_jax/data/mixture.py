@@ -76,7 +76,7 @@ def read_mixture(parts: Sequence[Part], **read) -> tuple[PromptSet, tuple[int, .
 def _parse(text: str, usual: Part) -> Part:
   """`WEIGHT * PATH; option=value; ...`"""
   named, *options = text.split(";")
-  first, star, rest = (side.strip() for side in named.partition(" * "))
+  first, star, rest = (side.strip() for side in named.partition("*"))
   path = rest if star else first
   try:
     weight = float(first) if star else 1.0

@@ -123,7 +123,7 @@ def update(
     remat: recompute the student's layers in the backward pass.
     teacher_dtype: of the computation of a teacher that is part of the state.
     ema: the share of the way to the new student that it moves then.
-    skip_above: the gradient's norm from which the update is skipped; 0: none that is finite.
+    skip_above: the gradient's norm above which the update is skipped; 0: whatever is finite is made.
     compare_decoding: adds `decode_gap` and `decode_kl`; only where the rollout's log-probs and the objective's are of
       one temperature.
 
