@@ -126,7 +126,9 @@ def test_a_study_goes_on_where_it_was_stopped_and_becomes_a_page(tmp_path, monke
   first = run["misses"][0]
   assert first == [first[0]] * 5 and run["misses"][-1][0] != run["misses"][-1][-1]  # one student, then one a gamma
   variance.draw(ledger, path.with_suffix(".png"))
+  ledger.arrange(["toy seed 1", "none", "toy seed 0"])
   ledger.finish()
+  assert list(Ledger(path, TINY)) == ["toy seed 1", "toy seed 0"]
   report.write(("variance", "topk"), tmp_path, tmp_path / "docs" / "page.md")
   page = (tmp_path / "docs" / "page.md").read_text()
   assert "2 seeds." in page and "](../variance.png)" in page and "Not run to its end yet." in page

@@ -80,7 +80,7 @@ def _beside_hand_set(variant: str, methods: Methods, controller: str) -> tuple[s
   by_hand = [statistics.fmean(tokens) for name in HAND_SET if name in methods and (tokens := _tokens(methods, name))]
   words = (
     f"`{variant}` {estimate(share):.2f} of OPD's tokens, {len(share)} of {seeds} seeds reach the target, end "
-    f"{gap(methods, controller):+.1%} of OPD's"
+    f"{gap(methods, controller):+.1%} from OPD's"
   )
   if not by_hand:
     return f"{words} (by hand: none reaches it)", len(share) == seeds

@@ -1,4 +1,4 @@
-"""A pair that has the three failures of arXiv 2603.25562 (section 2.3 of our notes), on a language of 16 tokens.
+"""A pair that has the three failures of arXiv 2603.25562, on a language of 16 tokens.
 
 prompt    _ 4                            counts on from there to the top, one number a token
 right     5 6 7 8 9 10 11 END

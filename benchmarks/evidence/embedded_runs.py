@@ -10,7 +10,7 @@ import functools
 import json
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class Setting:
     }
     written = tuple(f"--config.{field}={value}" for field, value in flags.items())
     config = f"--config=configs/quickstart.py:{self.variant}@{self.seed}"
-    return Job(self.name.replace(" ", "-"), (config, *written, *self.flags))
+    return Job(f"{self.name} {self.steps} steps".replace(" ", "-"), (config, *written, *self.flags))
 
 
 @functools.cache
@@ -82,8 +82,8 @@ def _questions(seed: int, length: int, folder: Path) -> Path:
   return path
 
 
-def complete(settings: Iterable[Setting], order: Order, ledger: Ledger) -> None:
-  """Runs what the ledger does not have, and puts it there as it ends."""
+def complete(settings: Sequence[Setting], order: Order, ledger: Ledger) -> None:
+  """Runs what the ledger does not have, and puts it there as it ends; all in the order of `settings` at last."""
   folder = order.workdirs.absolute() / ("quick" if order.quick else "full")
   missing = {(job := setting.job(folder)).name: (setting, job) for setting in settings if setting.name not in ledger}
 
@@ -94,6 +94,7 @@ def complete(settings: Iterable[Setting], order: Order, ledger: Ledger) -> None:
     print(f"{setting.name}: {curve.accuracy[-1]:.3f}", flush=True)
 
   train_all([job for _, job in missing.values()], folder, order.workers, done)
+  ledger.arrange(setting.name for setting in settings)
 
 
 def _by_position(workdir: Path) -> dict[str, list[float | None]]:

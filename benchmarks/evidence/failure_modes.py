@@ -109,28 +109,28 @@ def _of_the_signal(runs: Runs) -> list[Finding]:
   return [
     Finding(
       "most written tokens get a negative reward; a few positive ones, often fillers, dominate",
-      "2603.25562, section 2.3 (no figure)",
+      "2603.25562 (no figure)",
       f"negative {negative:.0%} of tokens; fillers are {tokens:.1%} of tokens and {filler:.0%} of the positive reward",
       negative.low > 0.5 and filler.low > 10 * tokens.high,
       "more than half negative, and fillers' share of the reward ten times that of the tokens",
     ),
     Finding(
       "inside a loop the teacher approves of the repeated token, so looping is rewarded",
-      "2603.25562, section 2.3: teacher's probability 0.9 to 1.0",
+      "2603.25562: teacher's probability 0.9 to 1.0",
       f"probability {approved:.2f}, reward {reward:+.2f} nats; rows stuck, sampled with mask less before: {stuck:+.1%}",
       approved.low >= 0.9 and reward.low > 0 and stuck.low > 0,
       "probability at least 0.9, reward and change above 0",
     ),
     Finding(
       "a correct end is punished for its spelling",
-      "2603.25562, section 2.3: <|im_end|> student -0.00, teacher -58.71",
+      "2603.25562: the end token: student -0.00, teacher -58.71",
       f"log-prob of the end: student {own_end:.2f}, teacher {its_end:.1f}",
       own_end.low > -0.1 and its_end.high < -5,
       "student above -0.1, teacher below -5",
     ),
     Finding(
       "masking the special token keeps it",
-      "2603.25562, section 2.5 of our notes (no figure)",
+      "2603.25562 (no figure)",
       f"probability of the end after training: sampled {ends[0]:.1%}, with the mask {ends[1]:.1%}",
       ends[0].high < 0.5 < ends[1].low,
       "below one half without, above it with the mask",

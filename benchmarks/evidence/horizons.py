@@ -68,7 +68,7 @@ def findings(runs: Runs) -> list[Finding]:
     *found,
     Finding(
       "the divergence grows with the position",
-      "2605.31490, section 1.5 of our notes (no figure)",
+      "2605.31490 (no figure)",
       f"last eighth over first, first steps of OPD, `uniform`: {ratio:.2f}",
       ratio.low > 1,
       "interval above 1",

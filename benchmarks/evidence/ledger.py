@@ -6,7 +6,7 @@ Only what was measured is kept; means, intervals and verdicts are made anew from
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,10 @@ class Ledger(Mapping[str, Any]):
     """Adds a finished run."""
     self._runs[name] = plain(run)
     self._write(finished=False)
+
+  def arrange(self, names: Iterable[str]) -> None:
+    """Puts runs that ended in any order into this one, those not named after them."""
+    self._runs = {name: self._runs[name] for name in [*(name for name in names if name in self._runs), *self._runs]}
 
   def finish(self) -> None:
     """Says that no run of the study is missing."""

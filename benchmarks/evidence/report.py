@@ -16,16 +16,15 @@ What the papers on on-policy distillation found, looked for again at the scale o
 it keeps every finished run as JSON, goes on where it was stopped, and draws its picture. This page is made from those
 files:
 
-```bash
+```console
 {commands}
-python -m benchmarks.evidence report        # this page
+python -m benchmarks.evidence report          # this page
 ```
 
 With `--quick` a study runs in under three minutes, to see that it works; its numbers are kept apart and are not here.
 Figures are means over seeds with 95 % intervals (Student's t). Every verdict follows from a rule, which stands with its
-study. These models are four to six orders of magnitude smaller than the papers': a finding that holds
-here holds for the reason that the study builds in, and one that does not may still hold at their scale.
-"""
+study. These models are four to six orders of magnitude smaller than the papers': a finding that holds here holds for
+what the study builds in, and one that does not may still hold at their scale."""
 
 
 def write(names: Sequence[str], folder: Path, page: Path) -> None:

@@ -102,7 +102,7 @@ def findings(runs: Runs) -> list[Finding]:
     ),
     Finding(
       "variance is O(T^2) token-level, O(T^4) sequence-level (worst-case bounds)",
-      "2603.25562, section 2.1 of our notes",
+      "2603.25562 (bounds)",
       "exponents " + "; ".join(f"{when} training {token:.2f} and {seq:.2f}" for when, (token, seq) in slopes.items()),
       bounded and apart,
       "intervals not above 2 and 4, and gamma 1's above gamma 0's",
