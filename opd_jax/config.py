@@ -414,7 +414,8 @@ def _check(config: Config) -> None:
     ("optimizer.schedule", c.optimizer.schedule, SCHEDULES),
   ):
     if value not in choices:
-      raise InputError(f"config.{name} is {value!r}{nearest(value, choices)}; known: {', '.join(choices)}")
+      known = ", ".join(choice or "''" for choice in choices)
+      raise InputError(f"config.{name} is {value!r}{nearest(value, choices)}; known: {known}")
   positive = "at least 1"
   rules = (
     (c.steps >= 1, "steps", positive),

@@ -33,6 +33,8 @@ _STEP = flags.DEFINE_string("step", "newest", "Checkpoint: newest, best, or its 
 def main(config: Config) -> None:
   if not config.eval.has_sets:
     raise InputError("config.eval.path is empty, and so is config.eval.sets: name a file of prompts with answers")
+  if _MODEL.value and _STEP.value != "newest":
+    raise InputError(f"--step={_STEP.value} is of a run's checkpoints: leave it out with --model")
   if _MODEL.value:
     _mark_model(config, _MODEL.value)
   elif _OUT.value:

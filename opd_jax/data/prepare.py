@@ -61,7 +61,7 @@ def prepare(
     return prepare_named(os.fspath(path), tuple(fields.values()), out)
   source, _ = locate(path)
   if "prompt_field" not in fields:
-    raise InputError(f"give the field of {source} that holds the prompt: prompt_field")
+    raise InputError(f"give the field of {source} that holds the prompt: prompt_field (--prompt_field=NAME)")
   return _Files(_set_name(source), fields, _split_files(source)).prepare(out)
 
 
@@ -84,7 +84,9 @@ class _Files:
     if folder.exists():
       if _made_of(folder) == made_of:
         return str(folder)
-      raise InputError(f"{folder} is there already, made of other rows or fields: remove it, or choose another out")
+      raise InputError(
+        f"{folder} is there already, made of other rows or fields: remove it, or choose another folder (--out)"
+      )
     kinds = self._check()
     try:
       with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
@@ -211,5 +213,8 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
 
 def _made_of(folder: Path) -> str:
   """The fingerprint of what a folder was prepared from; "" where another program made it."""
-  file = folder / "metadata.json"
-  return json.loads(file.read_text(encoding="utf-8")).get("made_of", "") if file.exists() else ""
+  try:
+    content = json.loads((folder / "metadata.json").read_bytes())
+  except (OSError, ValueError):  # none, or what a killed write left
+    return ""
+  return content.get("made_of", "") if isinstance(content, dict) else ""

@@ -69,6 +69,10 @@ def list_sources(config: Eval) -> tuple[Source, ...]:
   names = [source.name for source in sources]
   for source in sources:
     check_kind(source.grader)
+    if not source.answer_field:
+      raise InputError(
+        f"config.{source.config_field}: {source.path} has no answer_field, so that nothing can be marked"
+      )
     if names.count(source.name) > 1:
       raise InputError(f"config.eval has {names.count(source.name)} sets called {source.name!r}: name them apart")
   return tuple(sources)

@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from opd_jax.config import STUDENT
 from opd_jax.data import audit_answers
 from opd_jax.distributed import any_process
 from opd_jax.errors import InputError
@@ -76,6 +77,9 @@ def _rows_without_models(run: Run) -> list[PairRow]:
   rows = [dataclasses.astuple(finding) for finding in pair.findings]
   heads = (f"{pair.vocab_size:,} of {model.vocab_size:,}" for model in (pair.student, pair.teacher))
   rows.append(("ids with a text", *heads, ""))
+  if c.teacher.path == STUDENT and not (c.teacher_prompt or c.reference.path):
+    note = "the teacher is the student and sees what it sees, so that there is nothing to learn: "
+    rows.append(("context", "its prompts", "the same", note + "give data.teacher_prompt_field"))
   scored = c.objective.teacher_temperature or c.objective.temperature
   written = f"{c.rollout.temperature:g} writing, {c.objective.temperature:g} scored"
   rows.append(("temperature", written, f"{scored:g} scored", ""))

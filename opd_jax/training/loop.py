@@ -172,10 +172,12 @@ def _stopped(step: int, why: str, steps: Pipeline, checkpoints: Checkpointer) ->
     checkpoints.save(steps.state, steps.progress, {})
   checkpoints.close()
   saved, weights = checkpoints.latest(), f"; the student's {broken} is not finite" if broken else ""
+  large = "skip_above" in why
+  way = "raise optimizer.skip_above" if large else "--config.debug.nans=true names the first NaN"
   return TrainingError(
     f"{steps.progress.skips} updates in a row were skipped, steps {good + 1} to {step}: {why}{weights}; the newest "
-    f"checkpoint is {'none' if saved is None else f'of step {saved}'}; --config.debug.nans=true names the first NaN, a "
-    "smaller optimizer.learning_rate may help"
+    f"checkpoint is {'none' if saved is None else f'of step {saved}'}; {way}, a smaller "
+    "optimizer.learning_rate may help"
   )
 
 
