@@ -8,7 +8,7 @@ python -m benchmarks.horizon_buckets --config=configs/qwen3_1p7b_topd.py:v5e-16 
   --config.horizon.start=1536 --config.horizon.increment=1536 --config.horizon.every=20 --config.horizon.buckets=auto \
   --config.optimizer.micro_batches=8
 
-At most 12 widths are compiled and measured (on a TPU that is not here: predicted by its compiler); every policy is
+At most --widths=12 widths are compiled and measured (on a TPU that is not here: predicted by its compiler); every policy is
 added up from these (`opd_jax.planning.comparison`). On a CPU three policies of the run's own schedule are then run,
 as `train` runs them, and stand beside what was added up. A CPU's numbers are CPU-seconds of one pinned thread.
 """
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _OUT = flags.DEFINE_string("out", "benchmarks/results/horizon_buckets_cpu", "Written as OUT.txt, OUT.json, OUT.png.")
 _REAL_RUNS = flags.DEFINE_bool("real_runs", True, "On a CPU: also train with some of the policies.")
+_WIDTHS = flags.DEFINE_integer("widths", 12, "So many are compiled at most.", lower_bound=2)
 _TOPOLOGY = flags.DEFINE_string("topology", "cpu:1", "Machine, as for opd_jax.plan.")
 
 REAL = ("exact lengths", "powers_of_two", "auto")  # the policies that are run for real on a CPU
@@ -171,7 +172,11 @@ def main(config: Config) -> None:
       os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
   use_cpu(_TOPOLOGY.value)
   jax.config.update("jax_enable_compilation_cache", False)
-  comparison = compare_buckets(config, topology, say=lambda line: print(line, file=sys.stderr, flush=True))
+
+  def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+  comparison = compare_buckets(config, topology, say, most_widths=_WIDTHS.value)
   spec, overrides, _ = command_line.split(sys.argv[1:])
   runs = run_for_real(comparison, [f"--config={spec}", *overrides]) if on_cpu and _REAL_RUNS.value else []
 

@@ -128,22 +128,27 @@ class Comparison:
 
 
 def compare_buckets(
-  config: Config, topology: Topology, say: Callable[[str], None], observed: Sequence[int] = ()
+  config: Config,
+  topology: Topology,
+  say: Callable[[str], None],
+  observed: Sequence[int] = (),
+  most_widths: int = _MOST_WIDTHS,
 ) -> Comparison:
-  """Costs at most twelve widths on a machine, then adds up every policy for every schedule.
+  """Costs some widths on a machine, then adds up every policy for every schedule.
 
   Args:
     config: of the run. Its own schedule is compared too.
     topology: the machine. A TPU need not be here; on simulated CPU devices the programs are run.
     say: told what is being done.
     observed: lengths of completions that no horizon cut; empty: every row reaches its horizon.
+    most_widths: so many are costed at most; others come from a fit, which says its error.
 
   Raises InputError for what `train` would refuse on that machine, or where not one width fits it.
   """
   models = read_architectures(config)
   check_mesh(config, models, abstract_mesh(config, topology.chips))
   lengths = Lengths(tuple(observed), config.rows)
-  widths = spread_widths(needed_widths(config, lengths), _MOST_WIDTHS)
+  widths = spread_widths(needed_widths(config, lengths), most_widths)
   known = cost_widths(config, models, topology, widths, say)
   if not any(cost.fits for cost in known):
     raise InputError(f"not one of the widths {widths} fits a chip of {topology.name}: see the plan of this run")
