@@ -8,7 +8,7 @@ python -m benchmarks.horizon_buckets --config=configs/qwen3_1p7b_topd.py:v5e-16 
   --config.horizon.start=1536 --config.horizon.increment=1536 --config.horizon.every=20 --config.horizon.buckets=auto \
   --config.optimizer.micro_batches=8
 
-At most --widths=12 widths are compiled and measured (on a TPU that is not here: predicted by its compiler); every policy is
+At most --widths=12 are compiled and measured (on a TPU that is not here: predicted by its compiler); every policy is
 added up from these (`opd_jax.planning.comparison`). On a CPU three policies of the run's own schedule are then run,
 as `train` runs them, and stand beside what was added up. A CPU's numbers are CPU-seconds of one pinned thread.
 """
