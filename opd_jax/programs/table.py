@@ -105,7 +105,7 @@ class ProgramTable:
     self, program: str, function: Callable, *, donate: tuple[int, ...] = (), options: Mapping[str, Options] = _NONE
   ) -> None:
     """Names `function(*args, bucket)`; the arguments at the positions in `donate` are used up by a call. `options`: for
-    XLA, by platform."""
+    XLA, by platform, where the mesh is one device."""
     if program in self._definitions:
       raise ValueError(f"program {program!r} is defined twice")
     self._definitions[program] = _Definition(function, donate, options)
@@ -180,6 +180,8 @@ class ProgramTable:
     return executable
 
   def _options(self, program: str) -> Options:
+    if self._mesh is not None and self._mesh.size > 1:
+      return {}
     platform = self._mesh.devices.flat[0].platform if self._mesh is not None else jax.default_backend()
     return self._definitions[program].options.get(platform, {})
 

@@ -40,7 +40,8 @@ from opd_jax.training.batch import Batch
 from opd_jax.training.state import Frozen, TrainState, make_optimizer, state_specs
 
 # XLA for CPU hands products to YNNPACK, which is made for a few rows, as a rollout has. With the many of an update the
-# compiler's own are a fifth faster, and wait for nothing to be built at their first call.
+# compiler's own are a fifth faster, and wait for nothing to be built at their first call. On one device alone: with
+# several simulated ones their threads may all come to wait in a collective, and none is left to reach it.
 _LARGE_PRODUCTS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
 
 
