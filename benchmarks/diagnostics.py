@@ -1,7 +1,7 @@
 """What the diagnostics of a step cost: the update with them and without, side by side.
 
     taskset -c 0 env JAX_PLATFORMS=cpu XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" \\
-      python -m benchmarks.diagnostics --result=benchmarks/results/diagnostics_cpu
+      python -m benchmarks.diagnostics --repeats=15 --out=benchmarks/results/diagnostics_cpu
 
 The random pair of `benchmarks.step`, reverse KL. Both programs are compiled first, then called in turn; CPU-seconds of
 one pinned thread, the median of so many calls each. The share is of the whole step, to which the rollout belongs.
@@ -15,11 +15,9 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
 
-from benchmarks.step import PROMPT, STUDENT, TEACHER, VOCABULARY, random_model
-from opd_jax.config import from_config_dict
+from benchmarks.step import STUDENT, TEACHER, VOCABULARY, random_model, rollout_arguments, settings
 from opd_jax.distributed import make_mesh
 from opd_jax.programs import ProgramTable
 from opd_jax.telemetry.metrics import Ratio
@@ -27,11 +25,7 @@ from opd_jax.training import step
 from opd_jax.training.batch import Batch
 from opd_jax.training.state import Frozen, init_state, make_optimizer
 
-_LENGTHS = flags.DEFINE_list("lengths", ["64", "256"], "new tokens of a step")
-_CALLS = flags.DEFINE_integer("calls", 15, "of each program")
-_RESULT = flags.DEFINE_string("result", None, "where to write RESULT.md and RESULT.json")
-
-ROWS = 8
+FLAGS = flags.FLAGS  # those of benchmarks.step
 
 
 def seconds(call) -> float:
@@ -41,17 +35,7 @@ def seconds(call) -> float:
 
 
 def measure(H: int, student, teacher) -> dict[str, float]:
-  config = from_config_dict(
-    {
-      "student": {"path": "random"},
-      "teacher": {"path": "random"},
-      "data": {"path": "random"},
-      "rollout": {"prompts_per_step": ROWS, "max_prompt": PROMPT},
-      "horizon": {"max": H, "buckets": (H,)},
-    }
-  )
-  prompts_bp = np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, PROMPT)).astype(np.int32)
-  batch = prompts_bp, np.ones(prompts_bp.shape, bool), np.int32(H), np.uint32(0), np.uint32(0)
+  config, batch = settings(H), rollout_arguments(H)
   updates = {}
   for name in ("with", "without"):
     table = ProgramTable(make_mesh((1, 1, 1), jax.devices()[:1]))
@@ -59,13 +43,13 @@ def measure(H: int, student, teacher) -> dict[str, float]:
     with mock.patch.multiple(step, **({} if name == "with" else SILENT)):
       step.define_programs(table, config, (0,), VOCABULARY)
       weights = table.run("decode_layout", 0, state.student)
-      rollout = table.run("rollout", H, weights, *batch, np.arange(ROWS, dtype=np.uint32))
+      rollout = table.run("rollout", H, weights, *batch)
       table.compile("update", H, state, Frozen(teacher), Batch(rollout))
     updates[name] = (table, [state], rollout)
   table, _, _ = updates["with"]
 
   def write():
-    return table.run("rollout", H, weights, *batch, np.arange(ROWS, dtype=np.uint32))
+    return table.run("rollout", H, weights, *batch)
 
   def learn(name):
     table, state, rollout = updates[name]
@@ -73,7 +57,7 @@ def measure(H: int, student, teacher) -> dict[str, float]:
     return metrics
 
   taken = {"with": [], "without": [], "rollout": []}
-  for _ in range(_CALLS.value + 1):  # the first of each does not count
+  for _ in range(FLAGS.repeats + 1):  # the first of each does not count
     for name in ("with", "without"):
       taken[name].append(seconds(lambda name=name: learn(name)))
     taken["rollout"].append(seconds(write))
@@ -94,15 +78,15 @@ def main(_) -> None:
     "|---|---|---|---|---|",
   ]
   found = {}
-  for H in map(int, _LENGTHS.value):
+  for H in map(int, FLAGS.horizons):
     found[H] = one = measure(H, student, teacher)
     share = (one["with"] - one["without"]) / (one["without"] + one["rollout"])
     lines.append(f"| {H} | {one['with']:.3f} | {one['without']:.3f} | {one['rollout']:.3f} | {share:.1%} |")
   text = "\n".join(lines) + "\n"
   print(text)
-  if _RESULT.value:
-    Path(f"{_RESULT.value}.md").write_text(text)
-    Path(f"{_RESULT.value}.json").write_text(json.dumps(found, indent=2) + "\n")
+  if FLAGS.out:
+    Path(f"{FLAGS.out}.md").write_text(text)
+    Path(f"{FLAGS.out}.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from absl import app, flags
 from jax.sharding import NamedSharding, PartitionSpec
 
 from opd_jax import models
-from opd_jax.config import from_config_dict
+from opd_jax.config import Config, from_config_dict
 from opd_jax.distributed import make_mesh
 from opd_jax.objectives import Call, Reading, TokenWeights
 from opd_jax.objectives import diverge as op
@@ -74,9 +74,8 @@ def machine() -> tuple[float, float]:
   return 2 * 1024**3 / seconds(lambda: product(x)), large.nbytes / seconds(lambda: read(large))
 
 
-def measure(H: int, student: models.Model, teacher: models.Model, rates: tuple[float, float]) -> dict:
-  """{part: (seconds, floor)} of a step at horizon H."""
-  config = from_config_dict(
+def settings(H: int) -> Config:
+  return from_config_dict(
     {
       "student": {"path": "random", "dtype": _DTYPE.value},
       "teacher": {"path": "random", "dtype": _DTYPE.value},
@@ -85,12 +84,21 @@ def measure(H: int, student: models.Model, teacher: models.Model, rates: tuple[f
       "horizon": {"max": H, "buckets": (H,)},
     }
   )
-  table, (flops_rate, read_rate) = ProgramTable(make_mesh((1, 1, 1), jax.devices()[:1])), rates
-  define_programs(table, config, (), VOCABULARY)
+
+
+def rollout_arguments(H: int) -> tuple:
+  """What a rollout reads beside the weights."""
   rows = np.arange(_ROWS.value, dtype=np.uint32)
   prompts_bp = np.random.default_rng(0).integers(0, VOCABULARY, (_ROWS.value, PROMPT)).astype(np.int32)
+  return prompts_bp, np.ones(prompts_bp.shape, bool), np.int32(H), np.uint32(0), np.uint32(0), rows
+
+
+def measure(H: int, student: models.Model, teacher: models.Model, rates: tuple[float, float]) -> dict:
+  """{part: (seconds, floor)} of a step at horizon H."""
+  config, batch = settings(H), rollout_arguments(H)
+  table, (flops_rate, read_rate) = ProgramTable(make_mesh((1, 1, 1), jax.devices()[:1])), rates
+  define_programs(table, config, (), VOCABULARY)
   state = init_state(jax.tree.map(jnp.copy, student), make_optimizer(config))
-  batch = prompts_bp, np.ones(prompts_bp.shape, bool), np.int32(H), np.uint32(0), np.uint32(0), rows
 
   def place():
     return table.run("decode_layout", 0, state.student)

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from opd_jax.config import Data
 from opd_jax.data.messages import Framing
+from opd_jax.data.options import read_options
 from opd_jax.data.prompts import PromptSet, read_prompts
-from opd_jax.errors import InputError, nearest
+from opd_jax.errors import InputError
 
 _FRAMED = ("system", "suffix")
 _OPTIONS = ("prompt_field", "answer_field", "teacher_prompt_field", "limit", *_FRAMED)
@@ -88,13 +89,7 @@ def _parse(text: str, usual: Part) -> Part:
       "options after semicolons"
     )
   changes, framed = {"path": path, "weight": weight}, {}
-  for option in filter(str.strip, options):
-    name, _, value = option.partition("=")
-    name = name.strip()
-    if name not in _OPTIONS:
-      raise InputError(
-        f"config.data.mixture: {path} has the option {name!r}{nearest(name, _OPTIONS)}; known: {', '.join(_OPTIONS)}"
-      )
+  for name, value in read_options(options, _OPTIONS, f"config.data.mixture: {path}").items():
     if name in _FRAMED:
       framed[name] = value  # with the spaces and line breaks that it has
     elif name == "limit":

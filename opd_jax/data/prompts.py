@@ -133,13 +133,33 @@ def pad_left(token_lists: Sequence[Sequence[int]], width: int) -> tuple[np.ndarr
   Raises:
     ValueError: a prompt is longer than `width`.
   """
-  longest = max((len(ids) for ids in token_lists), default=0)
+  lengths_b1 = _lengths(token_lists, width)
+  return _laid_out(token_lists, np.arange(width) >= width - lengths_b1)
+
+
+def pad_right(token_lists: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+  """The same for completions, beginnings aligned: each continues a prompt that ends in one column for all.
+
+  [7 8 9]      7 8 9 .        mask  1 1 1 0
+  [5]     ->   5 . . .              1 0 0 0
+  """
+  lengths_b1 = _lengths(token_lists, width)
+  return _laid_out(token_lists, np.arange(width) < lengths_b1)
+
+
+def _lengths(token_lists: Sequence[Sequence[int]], width: int) -> np.ndarray:
+  """int64 [B, 1]. Raises ValueError where one is above `width`."""
+  lengths_b1 = np.array([len(ids) for ids in token_lists], np.int64)[:, None]
+  longest = lengths_b1.max(initial=0)
   if longest > width:
-    raise ValueError(f"a prompt of {longest} tokens does not fit into {width}")
-  lengths = np.array([len(ids) for ids in token_lists], np.int64)
-  mask_bp = np.arange(width) >= width - lengths[:, None]
-  tokens_bp = np.zeros((len(token_lists), width), np.int32)
-  if longest:
-    # Row-major order of the mask is the order of the concatenated prompts.
-    tokens_bp[mask_bp] = np.concatenate([np.asarray(ids, np.int32) for ids in token_lists])
-  return tokens_bp, mask_bp
+    raise ValueError(f"a row of {longest} tokens does not fit into {width}")
+  return lengths_b1
+
+
+def _laid_out(token_lists: Sequence[Sequence[int]], mask_bw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The tokens where the mask is true, 0 elsewhere; and the mask."""
+  tokens_bw = np.zeros(mask_bw.shape, np.int32)
+  if mask_bw.any():
+    # Row-major order of the mask is the order of the concatenated rows.
+    tokens_bw[mask_bw] = np.concatenate([np.asarray(ids, np.int32) for ids in token_lists])
+  return tokens_bw, mask_bw

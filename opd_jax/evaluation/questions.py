@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 
 from opd_jax.config import Eval
-from opd_jax.data import PromptSet
+from opd_jax.data import PromptSet, read_options
 from opd_jax.errors import InputError, nearest
 from opd_jax.evaluation.graders import check_kind
 from opd_jax.telemetry.record import set_label
@@ -105,17 +105,9 @@ def best_label(config: Eval) -> str:
 
 def _parse(text: str) -> tuple[str, str, dict[str, str]]:
   """`NAME = PATH; option=value; ...` as name, path and options."""
-  first, *rest = (part.strip() for part in text.split(";"))
+  first, *rest = text.split(";")
   name, path = (side.strip() for side in first.partition("=")[::2])
   if not (name and path):
     raise InputError(f"config.eval.sets has {text!r}: write NAME = PATH, such as 'aime25 = aime25/test.parquet'")
-  options = {}
-  for part in filter(None, rest):
-    option, _, value = (side.strip() for side in part.partition("="))
-    if option not in _OPTIONS:
-      raise InputError(
-        f"config.eval.sets: set {name!r} has the option {option!r}{nearest(option, _OPTIONS)}; known: "
-        f"{', '.join(_OPTIONS)}"
-      )
-    options[option] = value
-  return name, path, options
+  options = read_options(rest, _OPTIONS, f"config.eval.sets: set {name!r}")
+  return name, path, {option: value.strip() for option, value in options.items()}

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from opd_jax.config import Config
-from opd_jax.data import pad_left
+from opd_jax.data import pad_left, pad_right
 from opd_jax.distributed import fetch, place_rows
 from opd_jax.models import Model
 from opd_jax.objectives import Call, Reading, diverge
@@ -82,9 +82,7 @@ def measure(
   answers = [ids[:columns] for ids in answers]
   fill = rows - len(answers)
   prompts_bp, prompt_mask_bp = pad_left([*prompts, *[prompts[0]] * fill], config.rollout.max_prompt)
-  completions_bs, mask_bs = np.zeros((rows, columns), np.int32), np.zeros((rows, columns), bool)
-  for row, ids in enumerate(answers):
-    completions_bs[row, : len(ids)], mask_bs[row, : len(ids)] = ids, True
-  arrays = place_rows(mesh, (prompts_bp, prompt_mask_bp, completions_bs, mask_bs))
+  completions = pad_right([*answers, *[()] * fill], columns)
+  arrays = place_rows(mesh, (prompts_bp, prompt_mask_bp, *completions))
   kl_bs = fetch(table.run("token_kl", columns, student, teacher, *arrays))
   return [kl_s[: len(ids)] for kl_s, ids in zip(kl_bs, answers)]

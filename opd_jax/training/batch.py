@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from opd_jax.data import pad_right
 from opd_jax.rollout import Rollout
 
 _STREAM = 1  # tells these draws from others that start from (seed, step)
@@ -84,10 +85,6 @@ def lay_out_answers(
   [7 8 9 0]      7 8 9 _ _      mask  1 1 1 0 0     truncated     bucket 5, horizon 3
   [5 0]      ->  5 0 _ _ _            1 1 0 0 0
   """
-  tokens_bs, mask_bs = np.zeros((len(token_lists), bucket), np.int32), np.zeros((len(token_lists), bucket), bool)
-  truncated_b = np.zeros(len(token_lists), bool)
-  for row in np.flatnonzero(from_data_b):
-    kept = token_lists[row][:horizon]
-    tokens_bs[row, : len(kept)], mask_bs[row, : len(kept)] = kept, True
-    truncated_b[row] = len(kept) < len(token_lists[row])
-  return Answers(from_data_b, tokens_bs, mask_bs, truncated_b)
+  kept = [ids[:horizon] if drawn else () for ids, drawn in zip(token_lists, from_data_b, strict=True)]
+  truncated_b = from_data_b & (np.array([len(ids) for ids in token_lists]) > horizon)
+  return Answers(from_data_b, *pad_right(kept, bucket), truncated_b)

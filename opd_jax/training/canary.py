@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from opd_jax.config import Config
-from opd_jax.data import pad_left
+from opd_jax.data import pad_left, pad_right
 from opd_jax.distributed import constrain, place_rows
 from opd_jax.errors import InputError
 from opd_jax.models import Model
@@ -120,9 +120,7 @@ class Reader:
   def read(self, answers: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """`reread` of the answers, each of at most S tokens, on the host and on every process: [ROWS, S] both. Columns
     after the end of an answer mean nothing."""
-    answers_bs = np.zeros((len(answers), self.columns), np.int32)
-    for row, ids in enumerate(answers):
-      answers_bs[row, : len(ids)] = ids
+    answers_bs, _ = pad_right(answers, self.columns)
     arrays = place_rows(self.mesh, (*pad_left(self.prompts, self.width), answers_bs))
     return jax.device_get(self.table.run("canary", self.columns, self.model, *arrays))
 

@@ -114,7 +114,8 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
       if row is None:
         return
       nonlocal unplanned
-      skips, why = steps.progress.skips, reason(row, config.optimizer.skip_above) if row["skipped"] else ""
+      skips = steps.progress.skips
+      why, way = reason(row, config.optimizer.skip_above) if row["skipped"] else ("", "")
       if why and skips == 1:
         console.note(f"step {row['step']}: update skipped: {why}")
       # What the first step compiles beside its programs (transfers, say) is the price of starting, not a surprise.
@@ -132,7 +133,7 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
           "(log.fail_on_unplanned_compile); JAX_LOG_COMPILES=1 names it"
         )
       if why and skips >= config.optimizer.skips:
-        raise _stopped(row["step"], why, steps, checkpoints)
+        raise _stopped(row["step"], why, way, steps, checkpoints)
 
     if config.horizon.compile_ahead:
       steps.wait_for_programs(console.note)
@@ -165,15 +166,13 @@ def _train(run: Run, log: RunLog, stream: TextIO, checkpoints: Checkpointer, ter
     _profile(run, None, tracing)
 
 
-def _stopped(step: int, why: str, steps: Pipeline, checkpoints: Checkpointer) -> TrainingError:
+def _stopped(step: int, why: str, way: str, steps: Pipeline, checkpoints: Checkpointer) -> TrainingError:
   """Saves what the last good update left, unless it is saved or broken. The line of what went wrong, and where."""
   good, broken = step - steps.progress.skips, first_broken(steps.state.student)
   if broken is None and (checkpoints.latest() or 0) < good:
     checkpoints.save(steps.state, steps.progress, {})
   checkpoints.close()
   saved, weights = checkpoints.latest(), f"; the student's {broken} is not finite" if broken else ""
-  large = "skip_above" in why
-  way = "raise optimizer.skip_above" if large else "--config.debug.nans=true names the first NaN"
   return TrainingError(
     f"{steps.progress.skips} updates in a row were skipped, steps {good + 1} to {step}: {why}{weights}; the newest "
     f"checkpoint is {'none' if saved is None else f'of step {saved}'}; {way}, a smaller "

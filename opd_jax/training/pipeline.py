@@ -137,7 +137,7 @@ class Pipeline:
     (metrics, row), self._running = self._running, None
     numbers = to_floats(metrics)
     self._clock.lap("update")
-    largest = parameter_names(self.state.student)[int(numbers.pop("largest_gradient"))]
+    largest = int(numbers.pop("largest_gradient"))
     row |= numbers | {name: int(numbers[name]) for name in ("tokens", "skipped")} | self._clock.seconds()
     self._clock = _Stopwatch()
     compiles = self._run.table.compiles
@@ -146,7 +146,7 @@ class Pipeline:
     self._compiles += len(new)
     row["compiles"] = self._compiles
     if row["skipped"]:  # its numbers say nothing of the horizon
-      row["largest_gradient"] = largest
+      row["largest_gradient"] = parameter_names(self.state.student)[largest]
       self.progress = dataclasses.replace(self.progress, skips=self.progress.skips + 1)
       self._name_first_nan(row)
     else:

@@ -56,6 +56,11 @@ class Architectures:
     return min(model.vocab_size for model in self.by_role.values())
 
 
+# How many of a program's first arguments stay on the devices all through the run. Those that generate have none: their
+# weights are laid out anew.
+_RESIDENT = {"decode_layout": 1, "evaluate_layout": 1, "canary": 1, "token_kl": 2, "update": 2, "probe": 2}
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
   """One entry of the program table, about to be compiled.
@@ -82,8 +87,7 @@ class Program:
   @property
   def batch(self) -> tuple[Any, ...]:
     """The arguments that come and go, weights in decode layout among them; the others stay all through the run."""
-    resident = 1 if self.lays_out or self.name == "canary" else 2 if self.trains or self.name == "token_kl" else 0
-    return self.arguments[resident:]
+    return self.arguments[_RESIDENT.get(self.name, 0) :]
 
   @property
   def lays_out(self) -> bool:
@@ -95,7 +99,7 @@ class Program:
 
   @property
   def generates(self) -> bool:
-    return not (self.lays_out or self.trains or self.name in ("canary", "token_kl"))
+    return self.name not in _RESIDENT
 
 
 def abstract_models(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> tuple[TrainState, Frozen]:

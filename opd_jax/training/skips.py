@@ -61,15 +61,16 @@ def first_broken(model: Model) -> str | None:
   return next((name for name, whole in zip(parameter_names(model), fetch(finite)) if not whole), None)
 
 
-def reason(row: Mapping[str, Any], skip_above: float) -> str:
-  """Why the update of a step was skipped, from its row."""
-  loss, norm = row["loss"], row["grad_norm"]
+def reason(row: Mapping[str, Any], skip_above: float) -> tuple[str, str]:
+  """Why the update of a step was skipped, from its row, and what to do about it."""
+  loss, norm, way = row["loss"], row["grad_norm"], "--config.debug.nans=true names the first NaN"
   if loss == norm == 0:
-    return "no token of its batch trains"
+    return "no token of its batch trains", way
   if not (math.isfinite(loss) and math.isfinite(norm)):
     why = f"the loss is {number(loss, 3)}, the gradient's norm {number(norm, 3)}"
   elif skip_above and norm > skip_above:
     why = f"the gradient's norm is {number(norm, 3)}, above optimizer.skip_above={skip_above:g}"
+    way = "raise optimizer.skip_above"
   else:
     why = "the update that it would make is not finite"
-  return f"{why}; largest in {row['largest_gradient']}"
+  return f"{why}; largest in {row['largest_gradient']}", way

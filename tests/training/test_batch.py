@@ -20,13 +20,7 @@ from opd_jax.training.step import update
 VOCAB, B, P, Q, S = 40, 4, 4, 7, 5
 RATE, EMA = 0.5, 0.25
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-  """LLVM's optimizations of one device's code are most of the time of these tests; without them, the same HLO."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def small_model(width, seed):

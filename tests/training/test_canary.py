@@ -20,13 +20,7 @@ from opd_jax.training.canary import Canary, Reader, cut
 FLAGS = ["horizon.kind=full", "horizon.max=8", "horizon.buckets=8", "steps=10", "checkpoint.every=5"]
 TIMES = ("seconds_", "compiles", "unplanned_compiles", "host_memory_peak", "cpu_seconds")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-  """LLVM's optimizations of one device's code are most of the time of these tests; without them, the same HLO."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def opened(config, workdir, *flags, mesh=(1, 1, 1)):

@@ -13,13 +13,7 @@ from opd_jax.training import open_run, train
 TIMES = ("seconds", "compiles", "unplanned_compiles", "host_memory_peak", "cpu_seconds")
 FLAGS = ["kind=change_point", "start=8", "every=2", "buckets=8,16", "window=2", "threshold=0.6", "holds=0.5"]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-  """LLVM's optimizations of one device's code are most of the time of these tests; without them, the same HLO."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def load(config_file, *flags):

@@ -27,13 +27,7 @@ from opd_jax.training.step import update
 VOCAB, B, P, S = 40, 4, 6, 5
 SKIP_ABOVE = 20.0
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-  """LLVM's optimizations of one device's code are most of the time of these tests; without them, the same HLO."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def small_model(seed):

@@ -20,6 +20,8 @@ from opd_jax.training.batch import Batch
 from opd_jax.training.state import Frozen, init_state, make_optimizer
 from opd_jax.training.step import define_programs
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 LAYOUTS = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 4))  # data, fsdp, tensor
 PROMPTS, SAMPLES, P, BUCKET, HORIZON = 8, 2, 5, 8, 7
 EOS = (0, 1, 2)
@@ -109,14 +111,6 @@ def check_agreement(step, reference):
   # sums in another order leave an entry that cancels with an error of its terms' size.
   for name, value in gradient.items():
     np.testing.assert_allclose(near[name], value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=name)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-  """Half the compile time was LLVM's optimizations of one device's code: after partitioning, the same HLO."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])

@@ -29,13 +29,7 @@ VOCAB, B, P, S = 40, 8, 6, 12
 PREFIX = 5
 TIMES = ("seconds", "compiles", "unplanned_compiles", "host_memory_peak", "cpu_seconds")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-  """LLVM's optimizations of one device's code are most of the time of these tests; without them, the same HLO."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def small_model(width, seed, tied):
