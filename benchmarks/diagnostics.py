@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from benchmarks.step import STUDENT, TEACHER, VOCABULARY, random_model, rollout_arguments, settings
+from benchmarks.step import VOCABULARY, random_models, rollout_arguments, settings
 from opd_jax.distributed import make_mesh
 from opd_jax.programs import ProgramTable
 from opd_jax.telemetry.metrics import Ratio
@@ -72,7 +72,7 @@ SILENT = {"diagnose": _nothing, "repetition": lambda *_: Ratio.zero(), "_moved":
 
 
 def main(_) -> None:
-  student, teacher = random_model(STUDENT, 0, jnp.float32), random_model(TEACHER, 1, jnp.float32)
+  student, teacher = random_models(jnp.float32)
   lines = [
     "| H | update, s | without diagnostics, s | rollout, s | diagnostics, share of the step |",
     "|---|---|---|---|---|",

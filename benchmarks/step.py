@@ -66,6 +66,12 @@ def random_model(sizes: dict, seed: int, dtype) -> models.Model:
   return models.initialize(architecture, jax.random.key(seed), dtype)
 
 
+def random_models(teacher_dtype) -> tuple[models.Model, models.Model]:
+  """Student (float32) and teacher, on one device."""
+  pair = random_model(STUDENT, 0, jnp.float32), random_model(TEACHER, 1, teacher_dtype)
+  return jax.device_put(pair, NamedSharding(make_mesh((1, 1, 1), jax.devices()[:1]), PartitionSpec()))
+
+
 def machine() -> tuple[float, float]:
   """FLOP/s of a large product, and bytes/s of reading."""
   x = jnp.ones((1024, 1024), jnp.dtype(_DTYPE.value))
@@ -167,10 +173,7 @@ def tables(measured: dict[int, dict], rates: tuple[float, float]) -> str:
 
 
 def main(_) -> None:
-  dtype = jnp.dtype(_DTYPE.value)
-  student, teacher = random_model(STUDENT, 0, jnp.float32), random_model(TEACHER, 1, dtype)
-  mesh = make_mesh((1, 1, 1), jax.devices()[:1])
-  student, teacher = jax.device_put((student, teacher), NamedSharding(mesh, PartitionSpec()))
+  student, teacher = random_models(jnp.dtype(_DTYPE.value))
   rates = machine()
   measured = {int(H): measure(int(H), student, teacher, rates) for H in _HORIZONS.value}
   text = tables(measured, rates)

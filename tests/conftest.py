@@ -1,7 +1,8 @@
 """Settings of every test process, and a tiny pair of models to run whole jobs with.
 
-They are set before jax starts: eight simulated devices (a single-device test uses the first), and one persistent
-compilation cache for the whole suite, so that a second run compiles nothing twice.
+They are set before jax starts: eight simulated devices (a single-device test uses the first), one persistent
+compilation cache for the whole suite, so that a second run compiles nothing twice, and the same HLO without LLVM's
+optimizations of one device's code, which are most of the time of many tests.
 """
 
 import json
@@ -14,6 +15,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 
 import pytest  # noqa: E402  (jax reads its settings when it starts)

@@ -105,6 +105,7 @@ def test_quickstart_closes_the_gap(tmp_path):
   (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if "configs/quickstart.py" in line]
   words = shlex.split(line.replace("$(BIN)/python", sys.executable).replace("runs/quickstart", str(tmp_path / "run")))
   environment = {**os.environ, "XLA_FLAGS": "", "OPD_JAX_CACHE": str(ROOT / ".cache" / "embedded")}
+  environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "false"
   done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
   assert done.returncode == 0, done.stderr
   rows = [json.loads(row) for row in (tmp_path / "run" / "eval.jsonl").read_text().splitlines()]

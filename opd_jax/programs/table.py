@@ -19,7 +19,7 @@ import functools
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,6 @@ from jax.sharding import Mesh, NamedSharding
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
-
-Options = Mapping[str, str]  # name of an XLA option -> its value
-_NONE: Mapping[str, Options] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +53,6 @@ class Compile:
 class _Definition:
   function: Callable
   donate: tuple[int, ...]
-  options: Mapping[str, Options]
 
 
 class _Listener(threading.local):
@@ -101,14 +97,11 @@ class ProgramTable:
     self._ahead: dict[Any, Future] = {}
     self._thread: ThreadPoolExecutor | None = None
 
-  def define(
-    self, program: str, function: Callable, *, donate: tuple[int, ...] = (), options: Mapping[str, Options] = _NONE
-  ) -> None:
-    """Names `function(*args, bucket)`; the arguments at the positions in `donate` are used up by a call. `options`: for
-    XLA, by platform, where the mesh is one device."""
+  def define(self, program: str, function: Callable, *, donate: tuple[int, ...] = ()) -> None:
+    """Names `function(*args, bucket)`; the arguments at the positions in `donate` are used up by a call."""
     if program in self._definitions:
       raise ValueError(f"program {program!r} is defined twice")
-    self._definitions[program] = _Definition(function, donate, options)
+    self._definitions[program] = _Definition(function, donate)
 
   def trace(self, program: str, bucket: int, *args: Any) -> jax.stages.Traced:
     """`program` at `bucket` before it is lowered: what it computes, by its jaxpr, on the arrays of all devices."""
@@ -172,31 +165,15 @@ class ProgramTable:
     _listener.planned = True
     try:
       with self._on_mesh():
-        executable = _compile(self.trace(program, bucket, *args).lower(), self._options(program))
+        executable = self.trace(program, bucket, *args).lower().compile()
     finally:
       _listener.planned = False
     cached = _listener.hits > hits
     self.compiles.append(Compile(program, bucket, time.perf_counter() - started, cached, ahead))
     return executable
 
-  def _options(self, program: str) -> Options:
-    if self._mesh is not None and self._mesh.size > 1:
-      return {}
-    platform = self._mesh.devices.flat[0].platform if self._mesh is not None else jax.default_backend()
-    return self._definitions[program].options.get(platform, {})
-
   def _on_mesh(self) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
-
-
-def _compile(lowered: jax.stages.Lowered, options: Options) -> jax.stages.Compiled:
-  """With the options as far as this XLA knows them: they are for speed, and their names come and go."""
-  try:
-    return lowered.compile(compiler_options=dict(options))
-  except jax.errors.JaxRuntimeError as error:
-    if not any(name in str(error) for name in options):
-      raise
-    return lowered.compile()
 
 
 def _place(error: FloatingPointError) -> str:

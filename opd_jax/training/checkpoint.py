@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -88,8 +89,9 @@ class Checkpointer:
       ),
     )
     _tell_once()
+    handlers = {"state": _state_handler(), "progress": ocp.JsonCheckpointHandler()}
     with writing(self._folder):
-      self._manager = ocp.CheckpointManager(self._folder, options=options)
+      self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
     best_step = self._manager.best_step() if best else None
     self._best_mark = -math.inf if best_step is None else mark(self._manager.metrics(best_step))
 
@@ -126,7 +128,7 @@ class Checkpointer:
       return
     self._best_mark = max(self._best_mark, marks.get(self._best, -math.inf))
     arguments = ocp.args.Composite(
-      state=ocp.args.StandardSave(_arrays(state)), progress=ocp.args.JsonSave(dataclasses.asdict(progress))
+      state=ocp.args.PyTreeSave(_arrays(state)), progress=ocp.args.JsonSave(dataclasses.asdict(progress))
     )
     with self._writing():
       self._manager.wait_until_finished()
@@ -141,7 +143,9 @@ class Checkpointer:
   def restore(self, template: TrainState, step: int | None = None) -> TrainState:
     """A checkpoint's state (None: the newest's), in the shapes, dtypes and shardings of `template` (see
     `abstract_state`)."""
-    restored = self._read(step, state=ocp.args.StandardRestore(_arrays(template)))["state"]
+    arrays = _arrays(template)
+    placed = ocp.checkpoint_utils.construct_restore_args(arrays)
+    restored = self._read(step, state=ocp.args.PyTreeRestore(arrays, restore_args=placed))["state"]
     student = dataclasses.replace(template.student, params=restored["student"])
     teacher = dataclasses.replace(student, params=restored["teacher"]) if template.teacher else None
     return TrainState(student, restored["opt_state"], restored["step"], teacher)
@@ -204,6 +208,14 @@ def identity(folder: str | os.PathLike) -> str:
         file.seek(i * (size - block) // (blocks - 1) if size > block * blocks else 0)
         digest.update(file.read(block if size > block * blocks else -1))
   return digest.hexdigest()
+
+
+def _state_handler() -> ocp.PyTreeCheckpointHandler:
+  """Writes an array that several devices hold from the first of them. Orbax would have each write its part, and have
+  XLA compile the cuts: in the middle of a run, one for each shape."""
+  arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+  registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+  return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:

@@ -39,11 +39,6 @@ from opd_jax.training import skips
 from opd_jax.training.batch import Batch
 from opd_jax.training.state import Frozen, TrainState, make_optimizer, state_specs
 
-# XLA for CPU hands products to YNNPACK, which is made for a few rows, as a rollout has. With the many of an update the
-# compiler's own are a fifth faster, and wait for nothing to be built at their first call. On one device alone: with
-# several simulated ones their threads may all come to wait in a collective, and none is left to reach it.
-_LARGE_PRODUCTS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
-
 
 def define_programs(
   table: ProgramTable,
@@ -88,7 +83,7 @@ def define_programs(
     compare_decoding=(c.temperature or 1.0) == config.objective.temperature,  # greedy: log-probs at temperature 1
   )
   for name in ("update", "probe"):
-    table.define(name, training, donate=(0,), options=_LARGE_PRODUCTS)
+    table.define(name, training, donate=(0,))
 
 
 def update(

@@ -20,8 +20,6 @@ from opd_jax.training.step import update
 VOCAB, B, P, Q, S = 40, 4, 4, 7, 5
 RATE, EMA = 0.5, 0.25
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def small_model(width, seed):
   config = {

@@ -20,8 +20,6 @@ from opd_jax.training.canary import Canary, Reader, cut
 FLAGS = ["horizon.kind=full", "horizon.max=8", "horizon.buckets=8", "steps=10", "checkpoint.every=5"]
 TIMES = ("seconds_", "compiles", "unplanned_compiles", "host_memory_peak", "cpu_seconds")
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def opened(config, workdir, *flags, mesh=(1, 1, 1)):
   shape = [f"mesh.{name}={size}" for name, size in zip(("data", "fsdp", "tensor"), mesh)]

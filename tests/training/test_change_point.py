@@ -13,8 +13,6 @@ from opd_jax.training import open_run, train
 TIMES = ("seconds", "compiles", "unplanned_compiles", "host_memory_peak", "cpu_seconds")
 FLAGS = ["kind=change_point", "start=8", "every=2", "buckets=8,16", "window=2", "threshold=0.6", "holds=0.5"]
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def load(config_file, *flags):
   return load_config(config_file, [f"--config.{flag}" for flag in (*(f"horizon.{f}" for f in FLAGS), *flags)])

@@ -15,6 +15,7 @@ from opd_jax import models
 from opd_jax.config import from_config_dict
 from opd_jax.distributed import make_mesh
 from opd_jax.errors import InputError
+from opd_jax.programs import unplanned_compiles
 from opd_jax.training.checkpoint import Checkpointer, Progress
 from opd_jax.training.state import TrainState, abstract_state, init_state, make_optimizer
 
@@ -71,6 +72,18 @@ def saved(state, tmp_path_factory) -> Path:
 def workdir(saved, tmp_path) -> Path:
   """A copy of them, to break."""
   return shutil.copytree(saved, tmp_path / "w")
+
+
+def test_nothing_is_compiled_to_save_what_several_devices_hold(tmp_path):
+  """A checkpoint falls in the middle of a run, where whatever is compiled is a surprise."""
+  mesh = make_mesh((2, 2, 2), jax.devices()[:8])
+  state = init_state(models.initialize(ARCHITECTURE, jax.random.key(0), "float32", mesh=mesh), OPTIMIZER)
+  assert any(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.student.params))
+  before = unplanned_compiles()
+  checkpoints = Checkpointer(tmp_path, 1)
+  checkpoints.save(state, Progress(1, 0, 8, None, "t"), {})
+  checkpoints.close()
+  assert unplanned_compiles() == before
 
 
 def contents(folder: Path) -> dict[str, bytes]:

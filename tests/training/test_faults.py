@@ -27,8 +27,6 @@ from opd_jax.training.step import update
 VOCAB, B, P, S = 40, 4, 6, 5
 SKIP_ABOVE = 20.0
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def small_model(seed):
   config = {

@@ -20,8 +20,6 @@ from opd_jax.training.batch import Batch
 from opd_jax.training.state import Frozen, init_state, make_optimizer
 from opd_jax.training.step import define_programs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 LAYOUTS = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 4))  # data, fsdp, tensor
 PROMPTS, SAMPLES, P, BUCKET, HORIZON = 8, 2, 5, 8, 7
 EOS = (0, 1, 2)

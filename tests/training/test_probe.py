@@ -29,8 +29,6 @@ VOCAB, B, P, S = 40, 8, 6, 12
 PREFIX = 5
 TIMES = ("seconds", "compiles", "unplanned_compiles", "host_memory_peak", "cpu_seconds")
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def small_model(width, seed, tied):
   config = {

@@ -16,8 +16,6 @@ from opd_jax.training.batch import draw_rows
 
 TIMES = ("seconds", "compiles", "unplanned_compiles", "host_memory_peak", "cpu_seconds")
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture(scope="module")
 def config(tiny_pair, tmp_path_factory):
