@@ -21,11 +21,12 @@ from opd_jax.training import audit_pair, load_teacher, open_run
 def main(config: Config) -> None:
   with tempfile.TemporaryDirectory() as workdir:
     run = open_run(config, workdir)
-    teacher = None if config.teacher.ema else load_teacher(run)[0]
-    student = models.load(run.student_path, dtype=jnp.float32, mesh=run.mesh)
-    _, rows = audit_pair(run, teacher, student, resumed=False)
+    student, rows = models.load(run.student_path, dtype=jnp.float32, mesh=run.mesh), {}
+    for name in run.teachers:
+      teacher = None if config.teacher.ema else load_teacher(run, name)[0]
+      rows |= dict.fromkeys(audit_pair(run, teacher, student, resumed=False, route=name)[1])
   if jax.process_index() == 0:
-    print_pair(rows)
+    print_pair(list(rows))
 
 
 def start(config: Config) -> None:

@@ -7,6 +7,8 @@ flag and with a traceback on a config file that raises; here both are bad input 
 
 import contextlib
 import dataclasses
+import functools
+import importlib.machinery
 import importlib.util
 import inspect
 import io
@@ -17,12 +19,16 @@ from collections.abc import Callable, Sequence
 
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from opd_jax import config as configs
 from opd_jax.errors import InputError, TrainingError, nearest
+from opd_jax.shipped import find_config
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: config, metrics, checkpoints, report.")
+# A flag of a command, as text. Several have one of the same name: who imports them together gets one, and no error.
+text = functools.partial(flags.DEFINE_string, allow_override=True)
+
+_WORKDIR = text("workdir", "", "Folder of the run: config, metrics, checkpoints, report.")
 
 
 def run(main: Callable[[configs.Config], None]) -> None:
@@ -44,10 +50,17 @@ def run_without_config(main: Callable[[Sequence[str]], None]) -> None:
 
 def workdir() -> str:
   """The value of --workdir, the one flag that several commands have."""
-  folder = required(_WORKDIR, "runs/my_run")
-  if "://" in folder:
-    raise InputError(f"--workdir={folder} is a URL; give a local folder (mount a bucket with gcsfuse)")
-  return folder
+  return folder(_WORKDIR, "runs/my_run")
+
+
+def folder(flag: flags.FlagHolder, example: str) -> str:
+  """The value of a flag that names a folder to write to, there or not; InputError where it cannot be one."""
+  path = required(flag, example)
+  if "://" in path:
+    raise InputError(f"--{flag.name}={path} is a URL; give a local folder (mount a bucket with gcsfuse)")
+  if os.path.exists(path) and not os.path.isdir(path):
+    raise InputError(f"--{flag.name}={path} is a file: give a folder")
+  return path
 
 
 def required(flag: flags.FlagHolder, example: str) -> str:
@@ -87,6 +100,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> configs.Config:
     values = _merged(_execute(spec))
   except InputError as error:
     raise InputError(f"config file {spec}: {error}") from error
+  except config_dict.RequiredValueError as error:
+    raise InputError(f"config file {spec}: a field that it says is required has no value") from error
   buckets = values.horizon.buckets
   with values.unlocked(), values.ignore_type():  # one flag type for a name and for rungs: text
     values.horizon.buckets = buckets if isinstance(buckets, str) else ",".join(str(rung) for rung in buckets)
@@ -96,8 +111,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> configs.Config:
   try:
     holder = config_flags.DEFINE_config_dict("config", values, flag_values=parsed, sys_argv=arguments)
     parsed(arguments)
-  except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
-    raise InputError(str(error)) from error
+  except Exception as error:  # absl's, and what Python's parser says of a text that is no value
+    raise InputError(f"{error}" or type(error).__name__) from error
   return configs.from_config_dict(holder.value)
 
 
@@ -108,23 +123,26 @@ def _merged(values: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 def _execute(spec: str) -> ml_collections.ConfigDict:
   path, _, argument = spec.partition(":")
+  path = find_config(path)
   if not os.path.isfile(path):
     raise InputError("it does not exist: give --config=FILE.py[:argument]")
   module_spec = importlib.util.spec_from_file_location("opd_jax_config_file", path)
-  if module_spec is None or module_spec.loader is None:
+  loader = module_spec and module_spec.loader
+  if not isinstance(loader, importlib.machinery.SourceFileLoader):
     raise InputError("it is not a Python file: its name must end in .py")
   module = importlib.util.module_from_spec(module_spec)
   try:
-    module_spec.loader.exec_module(module)
+    # Without bytecode: beside a file that is not ours nothing is left, and two versions of one second are two.
+    exec(loader.source_to_code(loader.get_data(path), path), vars(module))
     get_config = getattr(module, "get_config", None)
     if get_config is None:
       raise InputError("it has no get_config(): it must define get_config(arg='')")
     if argument and not inspect.signature(get_config).parameters:
       raise InputError(f"its get_config takes no argument, but {argument!r} was given after the colon")
     values = get_config(argument) if argument else get_config()
-  except InputError:
+  except (InputError, KeyboardInterrupt):
     raise
-  except (Exception, SystemExit) as error:  # a config file is somebody's program: whatever it raises is bad input
+  except BaseException as error:  # a config file is somebody's program: whatever it raises is bad input
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else (lines or [None])[-1]
     raise InputError(f"{f'line {line}: ' if line else ''}{type(error).__name__}: {error}") from error

@@ -7,13 +7,13 @@ Lengths are in tokens, `every` in optimizer steps.
 
 import dataclasses
 import json
-import math
-import typing
+import re
 from typing import Any
 
 import ml_collections
 
 from opd_jax import horizon as horizons
+from opd_jax.config_values import read_section, shown
 from opd_jax.divergence import REPAIRS, SUPPORTS
 from opd_jax.errors import InputError, nearest
 
@@ -24,14 +24,35 @@ SCHEDULES = ("constant", "cosine", "linear")
 HORIZONS = ("full", "truncated", "progressive", "reliability", "probe", "change_point", "random")
 _ON_RUNGS = ("reliability", "probe", "change_point", "random")  # horizons that take their lengths from the ladder
 _MOST_STEPS, _LONGEST = 1_000_000, 2**20  # schedules and ladders are written out
+_MOST_ROWS = 2**20  # of a step, and of a batch of an evaluation
+_NAME = re.compile("[A-Za-z0-9_-]{1,40}")
 _MOST_COMPACTIONS = 4  # to a sixteenth of the rows: beyond it a step costs its weights alone
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+  # 0: off. Else the student's own weights are frozen, in student.dtype, and two factors of this rank beside each target
+  # are trained, in float32. Checkpoints hold the factors alone; `export` merges them.
+  rank: int = 0
+  alpha: float = 32.0  # what is added to a weight is the factors' product times alpha / rank
+  targets: tuple[str, ...] = ()  # of query_nhd key_khd value_khd output_dnh gate_fd up_fd down_df; (): all of them
+
+  @property
+  def scale(self) -> float:
+    return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True)
 class Student:
   path: str = ""  # Hugging Face folder, hub id `org/name@revision`, or `arithmetic:...` (made on first use)
-  dtype: str = "float32"  # of the computation; the master weights are float32 always
+  dtype: str = "float32"  # of the computation; what is trained is float32 always
   remat: bool = False  # recompute each layer in the backward pass: less memory, a third more arithmetic
+  lora: Lora = Lora()
+
+  @property
+  def weights_dtype(self) -> str:
+    """In which its weights are held: the master weights' own, or, where they are frozen, that of the computation."""
+    return self.dtype if self.lora.rank else "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +66,9 @@ class Teacher:
   # Steps between two looks at its canary, log-probs of its own greedy answers (`training.canary`); also before every
   # evaluation and checkpoint. 0: only at load. Under ema there is none.
   canary_every: int = 50
+  # In the place of path several, as "NAME = PATH", of one architecture and all in memory: each row of the data is
+  # scored by the one that its data.teacher_field names. A step's rows have one teacher, and steps take turns.
+  routes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +81,13 @@ class Reference:
 class Data:
   path: str = ""  # JSONL, parquet or a prepared TFDS folder, FOLDER or FOLDER:split (`python -m opd_jax.prepare`)
   # In its place several, each with a weight: "0.7 * PATH", or "0.7 * PATH; prompt_field=question; suffix=...". Options
-  # are prompt_field, answer_field, teacher_prompt_field, system, suffix and limit; what is not said is as below.
+  # are prompt_field, answer_field, teacher_prompt_field, teacher_field, system, suffix and limit; what is not said is
+  # as below.
   mixture: tuple[str, ...] = ()
   prompt_field: str = "prompt"  # dotted path to a string or a list of chat messages
   answer_field: str = ""  # dotted path to the reference answer; "" for none (needed by objective.dataset_share alone)
   teacher_prompt_field: str = ""  # dotted path to a prompt that the teacher sees instead; "": the student's
+  teacher_field: str = ""  # dotted path to the name of a row's teacher, one of teacher.routes
   teacher_template: str = ""  # what renders the teacher's prompts: own (its chat template), or "": the student's
   chat: bool = True  # a plain-string prompt becomes a user message where the tokenizer has a chat template
   system: str = ""  # a system message before each prompt that does not begin with one
@@ -222,6 +248,11 @@ class Log:
   every: int = 10  # steps between two lines of a log; on a terminal a bar follows every step
   samples: int = 4  # completions an evaluation writes to samples.jsonl
   tensorboard: bool = True
+  # Also to Weights & Biases: `pip install "opd_jax[wandb]"`, and `wandb login` or WANDB_API_KEY before the run.
+  wandb: bool = False
+  wandb_project: str = "opd_jax"
+  wandb_name: str = ""  # of the run there; "": the workdir's name
+  wandb_mode: str = ""  # online, offline (`wandb sync` sends it later), or "": what WANDB_MODE says, else online
   fail_on_unplanned_compile: bool = False  # an XLA compile outside the table after the first step is an error
   profile: bool = False  # trace the third to fifth step of this process into WORKDIR/profile
 
@@ -255,9 +286,16 @@ class Config:
     return self.rollout.prompts_per_step * self.rollout.samples_per_prompt
 
   @property
+  def teachers(self) -> dict[str, str]:
+    """name -> where its weights are (the student's own where it is a copy of it): of `teacher.routes`, or of the only
+    teacher, whose name is ""."""
+    routes = dict(map(_route, self.teacher.routes)) or {"": self.teacher.path}
+    return {name: self.student.path if path == STUDENT else path for name, path in routes.items()}
+
+  @property
   def teacher_path(self) -> str:
-    """Where the teacher's weights are: the student's own where it is a copy of it."""
-    return self.student.path if self.teacher.path == STUDENT else self.teacher.path
+    """Where the weights of the only teacher are, or of the first."""
+    return next(iter(self.teachers.values()))
 
   @property
   def teacher_prompt(self) -> int:
@@ -312,7 +350,7 @@ def from_config_dict(values: ml_collections.ConfigDict | dict, *, check: bool = 
   Raises InputError for an unknown field (nearest named), a wrong type, or, under `check`, values that do not go
   together.
   """
-  config = _section(Config, values, "")
+  config = read_section(Config, values)
   if check:
     _check(config)
   return config
@@ -335,67 +373,15 @@ def differences(old: dict, new: dict, where: str = "") -> list[str]:
   return names
 
 
-def _section(cls, values, where: str):
-  if not isinstance(values, ml_collections.ConfigDict | dict):
-    raise InputError(f"config.{where.rstrip('.')} is {values!r}: it must be a section of fields")
-  fields = {field.name: field for field in dataclasses.fields(cls)}
-  hints = typing.get_type_hints(cls)
-  for name in values:
-    if name not in fields:
-      raise InputError(f"unknown config field `{where}{name}`{nearest(name, fields)}; known: {', '.join(fields)}")
-  made = {}
-  for name in fields:
-    if name not in values:
-      continue
-    value, hint = values[name], hints[name]
-    made[name] = (
-      _section(hint, value, f"{where}{name}.") if dataclasses.is_dataclass(hint) else _typed(value, hint, where + name)
+def _route(text: str) -> tuple[str, str]:
+  """`NAME = PATH` as name and path."""
+  name, path = (side.strip() for side in text.partition("=")[::2])
+  if not (_NAME.fullmatch(name) and path):
+    raise InputError(
+      f"config.teacher.routes has {text!r}: write NAME = PATH, such as 'math = Qwen/Qwen3-8B', the name of letters, "
+      "digits, _ and -"
     )
-  return cls(**made)
-
-
-def _typed(value, hint, name: str):
-  """`value` as `hint` wants it, or InputError. An int serves for a float; nothing else is converted."""
-  if name == "horizon.buckets":
-    return _buckets(value)
-  if hint == tuple[str, ...]:
-    return _texts(value, name)
-  if hint is float and type(value) is int:
-    return float(value)
-  if hint is float and type(value) is float and not math.isfinite(value):
-    raise InputError(f"config.{name} is {value!r}: it must be a finite number")
-  if type(value) is not hint:
-    raise InputError(f"config.{name} is {value!r}: it must be {_article(hint)}, not {_article(type(value))}")
-  return value
-
-
-def _buckets(value) -> str | tuple[int, ...]:
-  """A policy's name, or an ascending tuple of rungs; a flag brings the latter as text: "64,128" or "(64, 128)"."""
-  if isinstance(value, str) and value.strip("()[], ")[:1].isdigit():
-    value = [part for part in value.strip("()[] ").split(",") if part.strip()]
-    value = [int(part) if part.strip().isdigit() else part for part in value]
-  if isinstance(value, str):
-    try:
-      if value != "auto":
-        horizons.ladder_rule(value)
-    except ValueError as error:
-      raise InputError(f"config.horizon.buckets is {value!r}: {error}") from error
-    return value
-  rungs = tuple(value) if isinstance(value, list | tuple) else ()
-  if not rungs or any(type(rung) is not int or rung < 1 for rung in rungs) or list(rungs) != sorted(set(rungs)):
-    raise InputError(f"config.horizon.buckets is {value!r}: it must be ascending positive integers, such as (64, 128)")
-  return rungs
-
-
-def _texts(value, name: str) -> tuple[str, ...]:
-  """A tuple of texts."""
-  if not isinstance(value, list | tuple) or any(not isinstance(text, str) or not text for text in value):
-    raise InputError(f"config.{name} is {value!r}: it must be a tuple of texts, such as ('<', 'think')")
-  return tuple(value)
-
-
-def _article(kind: type) -> str:
-  return {int: "an integer", float: "a number", str: "a string", bool: "true or false"}.get(kind, f"a {kind.__name__}")
+  return name, path
 
 
 def _check(config: Config) -> None:
@@ -412,6 +398,7 @@ def _check(config: Config) -> None:
     ("objective.repair", c.objective.repair, REPAIRS),
     ("objective.select_by", c.objective.select_by, SELECTIONS),
     ("optimizer.schedule", c.optimizer.schedule, SCHEDULES),
+    ("log.wandb_mode", c.log.wandb_mode, ("", "online", "offline")),
   ):
     if value not in choices:
       known = ", ".join(choice or "''" for choice in choices)
@@ -422,7 +409,27 @@ def _check(config: Config) -> None:
     (c.steps <= _MOST_STEPS, "steps", f"at most {_MOST_STEPS:,}"),
     (0 <= c.seed < 2**31, "seed", "from 0 to 2^31 - 1"),
     (bool(c.student.path), "student.path", "a Hugging Face folder or hub id"),
-    (bool(c.teacher.path), "teacher.path", "a Hugging Face folder or hub id"),
+    (c.student.lora.rank >= 0, "student.lora.rank", "0 (off) or more"),
+    (
+      c.student.lora.rank > 0 or c.student.lora == Lora(),
+      "student.lora.rank",
+      "at least 1 where its neighbours are set",
+    ),
+    (c.student.lora.alpha > 0, "student.lora.alpha", "above 0"),
+    (c.student.lora.rank == 0 or c.teacher.ema == 0, "teacher.ema", "0 under student.lora: it follows whole weights"),
+    (bool(c.teacher.path or c.teacher.routes), "teacher.path", "a Hugging Face folder or hub id"),
+    (not (c.teacher.path and c.teacher.routes), "teacher.routes", "empty where teacher.path is given"),
+    (len(c.teachers) >= len(c.teacher.routes), "teacher.routes", "of names that differ"),
+    (
+      bool(c.data.teacher_field) == bool(c.teacher.routes),
+      "data.teacher_field",
+      "the field that names a row's teacher with teacher.routes, and empty without",
+    ),
+    (
+      not (c.teacher.routes and c.data.teacher_template),
+      "data.teacher_template",
+      "empty with teacher.routes: their templates may differ",
+    ),
     (0 <= c.teacher.ema <= 1, "teacher.ema", "from 0 (frozen) to 1"),
     (c.teacher.ema == 0 or c.teacher.path == STUDENT, "teacher.ema", f"0 unless teacher.path is {STUDENT!r}"),
     (c.teacher.ema == 0 or not c.teacher.int8, "teacher.int8", "false under teacher.ema: what moves is not in int8"),
@@ -434,6 +441,9 @@ def _check(config: Config) -> None:
     (c.rollout.prompts_per_step >= 1, "rollout.prompts_per_step", positive),
     (c.rollout.samples_per_prompt >= 1, "rollout.samples_per_prompt", positive),
     (c.rollout.max_prompt >= 1, "rollout.max_prompt", positive),
+    (c.rollout.max_prompt <= _LONGEST, "rollout.max_prompt", f"at most {_LONGEST:,}"),
+    (c.rollout.max_teacher_prompt <= _LONGEST, "rollout.max_teacher_prompt", f"at most {_LONGEST:,}"),
+    (c.rows <= _MOST_ROWS, "rollout.prompts_per_step", f"at most {_MOST_ROWS:,} with its samples_per_prompt"),
     (c.rollout.max_teacher_prompt >= 0, "rollout.max_teacher_prompt", "0 (as max_prompt) or more"),
     (
       c.rollout.max_teacher_prompt == 0 or bool(c.teacher_prompt),
@@ -456,6 +466,11 @@ def _check(config: Config) -> None:
     (c.horizon.ratio > 0, "horizon.ratio", "above 0"),
     (0 < c.horizon.agreement <= 1, "horizon.agreement", "above 0 and at most 1"),
     (c.horizon.window >= 2, "horizon.window", "at least 2"),
+    (
+      c.horizon.kind != "change_point" or c.horizon.window <= c.horizon.max,
+      "horizon.window",
+      "at most horizon.max, or there is no look",
+    ),
     (c.horizon.threshold > 0, "horizon.threshold", "above 0"),
     (0 < c.horizon.holds <= 1, "horizon.holds", "above 0 and at most 1"),
     (
@@ -485,7 +500,7 @@ def _check(config: Config) -> None:
     (-2 < c.objective.position_slope < 2, "objective.position_slope", "above -2 and below 2"),
     (0 < c.objective.select_share <= 1, "objective.select_share", "above 0 and at most 1"),
     (c.optimizer.learning_rate >= 0, "optimizer.learning_rate", "0 or more"),
-    (c.optimizer.warmup_steps >= 0, "optimizer.warmup_steps", "0 or more"),
+    (0 <= c.optimizer.warmup_steps <= _MOST_STEPS, "optimizer.warmup_steps", f"from 0 to {_MOST_STEPS:,}"),
     (c.optimizer.weight_decay >= 0, "optimizer.weight_decay", "0 or more"),
     (0 <= c.optimizer.b1 < 1, "optimizer.b1", "at least 0 and below 1"),
     (0 <= c.optimizer.b2 < 1, "optimizer.b2", "at least 0 and below 1"),
@@ -494,7 +509,11 @@ def _check(config: Config) -> None:
     (c.optimizer.skip_above >= 0, "optimizer.skip_above", "0 (off) or more"),
     (c.optimizer.skips >= 1, "optimizer.skips", positive),
     (c.optimizer.micro_batches >= 1, "optimizer.micro_batches", positive),
-    (c.rows % max(1, c.optimizer.micro_batches) == 0, "optimizer.micro_batches", f"a divisor of {c.rows} rows a step"),
+    (
+      c.rows % max(1, c.optimizer.micro_batches) == 0,
+      "optimizer.micro_batches",
+      f"a divisor of {shown(c.rows)} rows a step",
+    ),
     (c.checkpoint.every >= 1, "checkpoint.every", positive),
     (c.checkpoint.keep >= 1, "checkpoint.keep", positive),
     (c.eval.every >= 0, "eval.every", "0 (only at the end) or more"),
@@ -502,6 +521,11 @@ def _check(config: Config) -> None:
     (c.eval.prompts >= 0, "eval.prompts", "0 (all) or more"),
     (c.eval.batch >= 1, "eval.batch", positive),
     (c.eval.samples >= 0, "eval.samples", "0 (greedy alone) or more"),
+    (
+      c.eval.batch * max(1, c.eval.samples) <= _MOST_ROWS,
+      "eval.batch",
+      f"such that batch times samples is at most {_MOST_ROWS:,}",
+    ),
     (
       c.eval.greedy or c.eval.samples >= 1 or not c.eval.has_sets,
       "eval.samples",
@@ -513,13 +537,14 @@ def _check(config: Config) -> None:
     (0 <= c.eval.compactions <= _MOST_COMPACTIONS, "eval.compactions", f"from 0 (off) to {_MOST_COMPACTIONS}"),
     (c.log.every >= 1, "log.every", positive),
     (c.log.samples >= 0, "log.samples", "0 or more"),
+    (bool(c.log.wandb_project), "log.wandb_project", "the name of a project"),
   )
   for holds, name, wanted in rules:
     if not holds:
       value = c
       for part in name.split("."):
         value = getattr(value, part)
-      raise InputError(f"config.{name} is {value!r}: it must be {wanted}")
+      raise InputError(f"config.{name} is {shown(value)}: it must be {wanted}")
   try:
     longest = max(c.horizon.build().distinct(c.steps))
   except ValueError as error:

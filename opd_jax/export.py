@@ -6,16 +6,14 @@ python -m opd_jax.export --workdir=runs/quickstart --out=runs/quickstart-hf [--s
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
-from opd_jax import command_line, models
+from opd_jax import command_line
 from opd_jax import config as configs
 from opd_jax.errors import InputError
 from opd_jax.telemetry.workdir import read_config
-from opd_jax.training import open_run, restore_student
+from opd_jax.training import distill
 
-_OUT = flags.DEFINE_string("out", "", "Folder to write.")
-_STEP = flags.DEFINE_string("step", "newest", "Checkpoint: newest, best (by eval.keep_best), or its step.")
+_OUT = command_line.text("out", "", "Folder to write.")
+_STEP = command_line.text("step", "newest", "Checkpoint: newest, best (by eval.keep_best), or its step.")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -27,9 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     raise InputError(f"{workdir} has no config.json: give the --workdir of a run")
   if Path(out).exists() and not (Path(out).is_dir() and not any(Path(out).iterdir())):
     raise InputError(f"--out={out} exists already: name a new folder")
-  run = open_run(configs.from_config_dict(saved), workdir)
-  student, step = restore_student(run, _STEP.value)
-  models.save(student, out, source=run.student_path)
+  step = distill(configs.from_config_dict(saved), workdir).export(out, _STEP.value)
   print(f"student of step {step} written to {out}")
 
 

@@ -33,10 +33,11 @@ def model_folder(path: str | os.PathLike, *, weights: bool) -> Path:
 
   Raises InputError where there is neither, or the hub cannot be reached and nothing was downloaded earlier.
   """
-  folder = Path(path).expanduser()
-  if folder.is_dir():
+  # os.path says no where pathlib raises: a name too long for the system, the home of nobody.
+  folder = Path(os.path.expanduser(path))
+  if os.path.isdir(folder):
     return folder
-  if folder.exists():
+  if os.path.exists(folder):
     raise InputError(f"{path} is a file; give the folder that holds config.json and the safetensors files")
   if not _HUB_ID.fullmatch(str(path)):
     raise InputError(f"no such model folder: {path}; give a Hugging Face folder or a hub id `org/name@revision`")

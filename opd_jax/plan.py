@@ -59,7 +59,7 @@ def _lengths(path: str) -> list[int]:
     raise InputError("--lengths goes with --compare-buckets: give both, or neither")
   try:
     lengths = json.loads(Path(path).read_text())
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise InputError(f"--lengths={path} cannot be read as JSON: {error}") from error
   if not isinstance(lengths, list) or not lengths or any(type(n) is not int or n < 1 for n in lengths):
     raise InputError(f"--lengths={path}: it must hold a list of positive integers, such as [812, 1033, 4096]")

@@ -7,16 +7,14 @@ python -m opd_jax.prepare FILE.parquet --prompt_field=prompt --answer_field=rewa
 
 from collections.abc import Sequence
 
-from absl import flags
-
 from opd_jax import command_line
 from opd_jax.data import prepare, split_sizes
 from opd_jax.errors import InputError
 
-_OUT = flags.DEFINE_string("out", "", "Folder that prepared sets stand in.")
-_PROMPT = flags.DEFINE_string("prompt_field", "", "Dotted path of the prompt: text, or a list of chat messages.")
-_ANSWER = flags.DEFINE_string("answer_field", "", "Dotted path of the answer, where there is one.")
-_TEACHER = flags.DEFINE_string("teacher_prompt_field", "", "Dotted path of a prompt that the teacher sees instead.")
+_OUT = command_line.text("out", "", "Folder that prepared sets stand in.")
+_PROMPT = command_line.text("prompt_field", "", "Dotted path of the prompt: text, or a list of chat messages.")
+_ANSWER = command_line.text("answer_field", "", "Dotted path of the answer, where there is one.")
+_TEACHER = command_line.text("teacher_prompt_field", "", "Dotted path of a prompt that the teacher sees instead.")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -27,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     prompt_field=_PROMPT.value,
     answer_field=_ANSWER.value,
     teacher_prompt_field=_TEACHER.value,
-    out=command_line.required(_OUT, "data"),
+    out=command_line.folder(_OUT, "data"),
   )
   sizes = ", ".join(f"{split} {size:,} rows" for split, size in split_sizes(folder).items())
   print(f"{sizes}; read it with --config.data.path={folder}")

@@ -6,13 +6,11 @@ python -m opd_jax.report DIR DIR [...] --out=comparison.html
 
 from collections.abc import Sequence
 
-from absl import flags
-
 from opd_jax import command_line
 from opd_jax.errors import InputError
 from opd_jax.telemetry.page import write_comparison, write_report
 
-_OUT = flags.DEFINE_string("out", "", "Where the page goes. Default: DIR/report.html, or for several comparison.html.")
+_OUT = command_line.text("out", "", "Where the page goes. Default: DIR/report.html, or for several comparison.html.")
 
 
 def main(workdirs: Sequence[str]) -> None:

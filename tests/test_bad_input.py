@@ -6,6 +6,7 @@ real processes.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from opd_jax import command_line, evaluate, export, train
+from opd_jax.command_line import load_config
+from opd_jax.config import to_dict
+from opd_jax.telemetry.workdir import write_config
 
 
 @pytest.fixture
@@ -105,6 +109,7 @@ def test_damaged_model_folders(shell, tiny_config, student, tmp_path, damage):
     ("--config.objective.mask_first=('think',)", ["objective.mask_first", "single tokens"]),
     ("--config.horizon.max=64", ["64", "16"]),
     ("--config.mesh.tensor=3", ["mesh.tensor=3"]),
+    ("--config.student.lora.rank=99", ["student.lora.rank", "at most 16"]),
     ("--config.data.path=/no/prompts.jsonl", ["/no/prompts.jsonl"]),
     ("--config.data.path= --config.data.mixture=('2*/no/a.jsonl',)", ["data.mixture", "/no/a.jsonl"]),
     ("--config.data.prompt_field=promt", ["promt", "prompt"]),
@@ -176,20 +181,32 @@ def test_evaluate_and_export_want_a_run(shell, tiny_pair, tiny_config, tmp_path)
   [
     (["--model=/no/such/folder"], ["/no/such/folder"]),
     (["--model=", "--out=OUT"], ["--out", "--model"]),
+    (["--model=STUDENT", "--workdir=runs/mine"], ["--workdir=runs/mine", "--out"]),
+    (["--model=STUDENT", "--step=4"], ["--step=4", "--model"]),
     (["--model=STUDENT", "--config.eval.batch=12"], ["eval.batch", "multiple of 8"]),
     (["--model=STUDENT", "--config.eval.sets=('more = /no/more.jsonl',)"], ["eval.sets", "/no/more.jsonl"]),
-    (["--model=STUDENT", "--out=gs://bucket/marks"], ["gs://bucket/marks"]),
+    (["--model=STUDENT", "--out=gs://bucket/marks"], ["--out=gs://bucket/marks"]),
+    (["--model=STUDENT", "--out=README.md"], ["--out=README.md is a file"]),
+    (
+      ["--model=STUDENT", "--out=OTHER", "--config.seed=5", "--config.eval.grader=gsm8k"],
+      ["it differs in seed, eval.grader)"],
+    ),
     (["--config.eval.keep_best=prompts gredy"], ["eval.keep_best", "`prompts greedy`"]),
   ],
 )
 def test_evaluate_with_what_cannot_be_marked(shell, tiny_pair, tiny_config, tmp_path, flags, words):
-  filled = [flag.replace("STUDENT", str(tiny_pair / "student")).replace("OUT", f"{tmp_path}/out") for flag in flags]
   path = f"--config.eval.path={tiny_pair}/prompts.jsonl"
+  other = tmp_path / "other"  # another config's, but in nothing that these marks depend on
+  write_config(other, to_dict(load_config(tiny_config, [path, "--config.steps=9", "--config.eval.batch=2"])))
+  stands_for = {"STUDENT": str(tiny_pair / "student"), "OUT": f"{tmp_path}/out", "OTHER": str(other)}
+  filled = [re.sub("[A-Z]{3,}$", lambda name: stands_for.get(name[0], name[0]), flag) for flag in flags]
   # absl's flags outlive a call: those that another test may have given are taken back.
-  fixed = [f"--config={tiny_config}", f"--workdir={tmp_path}/none", "--model=", "--out=", path]
+  workdir = f"--workdir={'' if filled[0].startswith('--model=/') else tmp_path / 'none'}"
+  fixed = [f"--config={tiny_config}", workdir, "--model=", "--out=", "--step=newest", path]
   status, _, err = shell(evaluate, *fixed, *filled)
   is_one_line(status, err, *words)
   assert not (tmp_path / "out").exists() and not (tmp_path / "none").exists()
+  assert [file.name for file in other.iterdir()] == ["config.json"]
   assert shell(evaluate, *fixed)[0] == 2
 
 
@@ -228,8 +245,3 @@ def test_real_processes_end_with_one_line_and_status_2(tiny_config, tmp_path, mo
   status, out, err, seconds = process(module, *filled, OPD_JAX_CACHE=str(tmp_path / "cache"))
   is_one_line(status, err, *words)
   assert "Traceback" not in out + err and seconds < 60
-
-
-def test_help_is_not_an_error():
-  status, out, err, _ = process("train", "--help")
-  assert status == 0 and "--workdir" in out and "runs/quickstart" in out, err

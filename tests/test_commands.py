@@ -22,12 +22,15 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__")
 """
 
 
+SECRETS = {"HF_TOKEN": "hf_aSecretOfTheHub", "WANDB_API_KEY": "aSecretOfWeightsAndBiases"}
+
+
 def command(module, *arguments):
   done = subprocess.run(
     [sys.executable, "-c", WITHOUT, f"opd_jax.{module}", *map(str, arguments)],
     capture_output=True,
     text=True,
-    env={**os.environ, "XLA_FLAGS": ""},
+    env={**os.environ, **SECRETS, "XLA_FLAGS": ""},
     timeout=300,
   )
   assert done.returncode == 0, done.stderr
@@ -51,6 +54,14 @@ def test_train_leaves_a_whole_workdir_and_a_closing_table(trained):
   for word in ("step 4/4", "before", "after", "teacher", "generated", "compiles"):
     assert word in out
   assert os.access(folder / "run" / "command.sh", os.X_OK)
+
+
+def test_no_secret_of_the_environment_is_written_down(trained):
+  folder, _, out = trained
+  files = [path for path in (folder / "run").rglob("*") if path.is_file()]
+  for secret in SECRETS.values():
+    assert secret not in out and not any(secret.encode() in path.read_bytes() for path in files)
+  assert len(files) > 10
 
 
 def test_evaluate_adds_rows_and_drops_none(trained):

@@ -7,7 +7,7 @@ from opd_jax.data.options import read_options
 from opd_jax.data.prepare import prepare
 from opd_jax.data.prompts import PromptSet, pad_left, pad_right, read_prompts
 from opd_jax.data.rows import locate, split_sizes
-from opd_jax.data.stream import PromptStream
+from opd_jax.data.stream import PromptStream, RoutedStream
 from opd_jax.data.tokenizer import Tokenizer, check_pair, load_tokenizer, stop_ids
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
   "Framing",
   "PromptSet",
   "PromptStream",
+  "RoutedStream",
   "Tokenizer",
   "audit_answers",
   "audit_tokenizers",

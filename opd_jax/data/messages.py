@@ -66,19 +66,25 @@ def prompt_in(row: dict, field: str, place: str) -> Prompt:
       f"{place}: `{field}` must be text or a list of chat messages with text in `role` and `content`, "
       f"not {kind_of(prompt)}"
     )
-  try:
-    prompt_text(prompt).encode("utf-8")
-  except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, which no tokenizer takes
-    raise InputError(f"{place}: `{field}` holds a broken character ({error.reason}); mend or drop the row") from error
+  _check_characters(prompt_text(prompt), field, place)
   return prompt
 
 
 def answer_in(row: dict, field: str, place: str) -> str:
   """The answer at a dotted path of a row, a number as text. Raises InputError where it is missing or neither."""
   answer = look_up(row, field, place)
-  if isinstance(answer, (str, int, float)) and not isinstance(answer, bool):
-    return str(answer)
-  raise InputError(f"{place}: `{field}` must be text or a number, not {kind_of(answer)}")
+  if not isinstance(answer, (str, int, float)) or isinstance(answer, bool):
+    raise InputError(f"{place}: `{field}` must be text or a number, not {kind_of(answer)}")
+  _check_characters(str(answer), field, place)
+  return str(answer)
+
+
+def _check_characters(text: str, field: str, place: str) -> None:
+  """Raises InputError for half a surrogate pair, which JSON can spell: no tokenizer takes it, and no file."""
+  try:
+    text.encode("utf-8")
+  except UnicodeEncodeError as error:
+    raise InputError(f"{place}: `{field}` holds a broken character ({error.reason}); mend or drop the row") from error
 
 
 def _is_message(message: Any) -> bool:

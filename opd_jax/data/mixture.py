@@ -16,7 +16,7 @@ from opd_jax.data.prompts import PromptSet, read_prompts
 from opd_jax.errors import InputError
 
 _FRAMED = ("system", "suffix")
-_OPTIONS = ("prompt_field", "answer_field", "teacher_prompt_field", "limit", *_FRAMED)
+_OPTIONS = ("prompt_field", "answer_field", "teacher_prompt_field", "teacher_field", "limit", *_FRAMED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Part:
   Attributes:
     path, prompt_field, answer_field, limit, framing: as `read_prompts` takes them.
     teacher_prompt_field: its `teacher_field`.
+    teacher_field: its `route_field`.
     weight: above 0.
   """
 
@@ -34,6 +35,7 @@ class Part:
   prompt_field: str
   answer_field: str
   teacher_prompt_field: str
+  teacher_field: str
   limit: int
   framing: Framing
 
@@ -43,7 +45,8 @@ def list_parts(data: Data) -> tuple[Part, ...]:
 
   Raises InputError for a text that names no file, a weight that is no number above 0, and an unknown option.
   """
-  fields = (data.prompt_field, data.answer_field, data.teacher_prompt_field, data.limit, Framing.of(data))
+  named = (data.prompt_field, data.answer_field, data.teacher_prompt_field, data.teacher_field)
+  fields = (*named, data.limit, Framing.of(data))
   if data.path:
     return (Part(data.path, 1.0, *fields),)
   return tuple(_parse(text, Part("", 1.0, *fields)) for text in data.mixture)
@@ -60,6 +63,7 @@ def read_mixture(parts: Sequence[Part], **read) -> tuple[PromptSet, tuple[int, .
       prompt_field=part.prompt_field,
       answer_field=part.answer_field,
       teacher_field=part.teacher_prompt_field,
+      route_field=part.teacher_field,
       limit=part.limit,
       framing=part.framing,
       **read,
@@ -100,7 +104,7 @@ def _parse(text: str, usual: Part) -> Part:
 
 
 def _count(value: str, path: str) -> int:
-  if not (value.isascii() and value.isdigit()):
+  if not (value.isascii() and value.isdigit() and len(value) < 10):
     raise InputError(f"config.data.mixture: limit of {path} is {value!r}: it must be 0 (all) or more")
   return int(value)
 

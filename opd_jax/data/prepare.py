@@ -56,8 +56,8 @@ def prepare(
   """
   fields = {"prompt_field": prompt_field, "answer_field": answer_field, "teacher_prompt_field": teacher_prompt_field}
   fields = {role: field for role, field in fields.items() if field}
-  out = Path(out).expanduser()
-  if is_name(os.fspath(path)) and not Path(path).expanduser().exists():
+  out = Path(os.path.expanduser(out))
+  if is_name(os.fspath(path)) and not os.path.exists(path):
     return prepare_named(os.fspath(path), tuple(fields.values()), out)
   source, _ = locate(path)
   if "prompt_field" not in fields:
@@ -215,6 +215,6 @@ def _made_of(folder: Path) -> str:
   """The fingerprint of what a folder was prepared from; "" where another program made it."""
   try:
     content = json.loads((folder / "metadata.json").read_bytes())
-  except (OSError, ValueError):  # none, or what a killed write left
+  except (OSError, ValueError, RecursionError):  # none, or what a killed write left
     return ""
   return content.get("made_of", "") if isinstance(content, dict) else ""

@@ -14,7 +14,10 @@ import numpy as np
 from opd_jax.data.messages import PLAIN, Framing, answer_in, prompt_in, prompt_text
 from opd_jax.data.rows import read_rows
 from opd_jax.data.tokenizer import Tokenizer
-from opd_jax.errors import InputError
+from opd_jax.errors import InputError, nearest
+
+# So many for each token of the limit are too long for certain, and are not made into millions of tokens first.
+_CHARACTERS_A_TOKEN = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,7 @@ class PromptSet:
       their limit.
     answer_ids: ids of each answer as if it had been written, its end included; empty where not asked for.
     teacher_ids: ids of the prompt that the teacher sees instead; empty where not asked for.
+    routes: name of the teacher of each prompt; empty where there is one for all.
   """
 
   token_ids: tuple[tuple[int, ...], ...]
@@ -37,6 +41,7 @@ class PromptSet:
   dropped_long: int
   answer_ids: tuple[tuple[int, ...], ...] = ()
   teacher_ids: tuple[tuple[int, ...], ...] = ()
+  routes: tuple[str, ...] = ()
 
   def __len__(self) -> int:
     return len(self.token_ids)
@@ -55,6 +60,8 @@ def read_prompts(
   teacher_field: str = "",
   teacher_tokenizer: Tokenizer | None = None,
   max_teacher: int = 0,
+  route_field: str = "",
+  routes: Sequence[str] = (),
 ) -> PromptSet:
   """Reads a prompt file.
 
@@ -71,20 +78,27 @@ def read_prompts(
     teacher_field: dotted path of a prompt that the teacher sees instead; "": that of `prompt_field`.
     teacher_tokenizer: whose chat template renders what the teacher sees; None: the student's.
     max_teacher: longest of the teacher's prompts kept, in tokens; 0 where the teacher sees the student's.
+    route_field: dotted path of the name of a row's teacher, one of `routes`; "": there is one for all.
 
   Raises:
     InputError: the file, a row of it or a field is missing or malformed, no prompt fits, or the template has no switch
       for thinking where `framing` sets it.
   """
   tokenizer.check_thinking(framing)
+  if teacher_tokenizer is not None:
+    teacher_tokenizer.check_template()
   views = [(prompt_field, tokenizer, max_prompt)]
   if max_teacher:
     views.append((teacher_field or prompt_field, teacher_tokenizer or tokenizer, max_teacher))
   fields, tokenizers, limits = zip(*views)
-  kept, answers, texts, dropped, shortest = [], [], [], 0, None
-  for place, row in read_rows(path, [*fields, *filter(None, [answer_field])]):
+  kept, answers, texts, taught, dropped, shortest = [], [], [], [], 0, None
+  for place, row in read_rows(path, [*fields, *filter(None, [answer_field, route_field])]):
     prompts = [prompt_in(row, field, place) for field in fields]
     answer = answer_in(row, answer_field, place) if answer_field else ""
+    route = _route_in(row, route_field, routes, place) if route_field else ""
+    if any(len(prompt_text(prompt)) > _CHARACTERS_A_TOKEN * most for prompt, most in zip(prompts, limits)):
+      dropped += 1
+      continue
     try:
       ids = [tuple(each.encode_prompt(prompt, framing)) for each, prompt in zip(tokenizers, prompts)]
       written = tokenizer.encode_answer(prompts[0], answer, stop_ids, framing) if stop_ids else ()
@@ -101,13 +115,15 @@ def read_prompts(
     kept.append((*ids, tuple(written)))
     answers.append(answer)
     texts.append(prompt_text(prompts[0]))
+    taught.append(route)
     if len(texts) == limit:
       break
+  if shortest is None and dropped:
+    raise InputError(f"no prompt of {path} is short enough: all have over {_CHARACTERS_A_TOKEN} characters a token")
   if shortest is None:
     raise InputError(f"{path} is empty: it has no rows")
   if not texts:
-    numbers = [f"the shortest has {length} tokens, the limit is {most}" for length, most in zip(shortest, limits)]
-    raise InputError(f"no prompt of {path} is short enough: {', the teacher: '.join(numbers)}; raise the limit")
+    raise InputError(_too_long(path, shortest, limits, framing))
   token_ids, *teacher_ids, answer_ids = zip(*kept)
   return PromptSet(
     token_ids,
@@ -116,7 +132,28 @@ def read_prompts(
     dropped,
     answer_ids if stop_ids else (),
     teacher_ids[0] if max_teacher else (),
+    tuple(taught) if route_field else (),
   )
+
+
+def _route_in(row: dict, field: str, routes: Sequence[str], place: str) -> str:
+  route = answer_in(row, field, place)
+  if route not in routes:
+    raise InputError(
+      f"{place}: `{field}` is {route!r}{nearest(route, routes)}, and config.teacher.routes has {', '.join(routes)}: "
+      "add it there, or drop the row"
+    )
+  return route
+
+
+def _too_long(path: str | os.PathLike, shortest: Sequence[int], limits: Sequence[int], framing: Framing) -> str:
+  """The line for a file of which nothing is left: what is too long, and the fields that say what may be."""
+  names = ("the shortest has", "config.rollout.max_prompt"), ("the teacher's has", "config.rollout.max_teacher_prompt")
+  lengths = zip(names, shortest, limits)
+  numbers = [f"{whose} {length} tokens and {field} allows {most}" for (whose, field), length, most in lengths]
+  around = [f"config.data.{name}" for name in ("system", "suffix") if getattr(framing, name)]
+  shorten = f", or shorten {' and '.join(around)}, which every prompt holds" if around else ""
+  return f"no prompt of {path} is short enough: {', '.join(numbers)}; raise the limit{shorten}"
 
 
 def pad_left(token_lists: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ import numpy as np
 from opd_jax.errors import InputError, nearest
 
 FILE_ENDINGS = (".jsonl", ".parquet")
+_LONGEST_LINE = 16 << 20  # bytes
 _READERS_NAMED = "a .jsonl file, a .parquet file, or a folder prepared by tensorflow-datasets"
 
 
@@ -27,19 +28,22 @@ def locate(path: str | os.PathLike) -> tuple[Path, str]:
   Raises:
     InputError: there is no such file or folder (the nearest one beside it is named).
   """
+  # os.path says no where pathlib raises: a name too long for the system, the home of nobody.
   text = os.fspath(path)
-  file = Path(text).expanduser()
+  file = Path(os.path.expanduser(text))
   folder, colon, split = text.rpartition(":")
-  if colon and not file.exists() and Path(folder).expanduser().is_dir():
-    return Path(folder).expanduser(), split
-  if not file.exists():
-    beside = [each.name for each in file.parent.iterdir()] if file.parent.is_dir() else []
+  if colon and not os.path.exists(file) and os.path.isdir(os.path.expanduser(folder)):
+    return Path(os.path.expanduser(folder)), split
+  if not os.path.exists(file):
+    beside = os.listdir(file.parent) if os.path.isdir(file.parent) else []
     raise InputError(
       f"{text} does not exist{nearest(file.name, beside)}; give {_READERS_NAMED} (python -m opd_jax.prepare makes one "
       "of a name such as gsm8k)"
     )
-  if file.is_file() and file.suffix not in FILE_ENDINGS:
+  if not file.is_dir() and file.suffix not in FILE_ENDINGS:
     raise InputError(f"cannot tell what {text} is from its ending `{file.suffix}`; give {_READERS_NAMED}")
+  if not file.is_dir() and not file.is_file():
+    raise InputError(f"{text} is a pipe or a device; give {_READERS_NAMED}")
   return file, ""
 
 
@@ -84,6 +88,8 @@ def look_up(row: dict, field: str, place: str) -> Any:
     return _as_json(value)
   except UnicodeDecodeError as error:
     raise InputError(f"{place}: `{field}` is not UTF-8 text") from error
+  except RecursionError as error:
+    raise InputError(f"{place}: `{field}` is nested too deeply") from error
 
 
 def kind_of(value: Any) -> str:
@@ -106,15 +112,17 @@ def _as_json(value: Any) -> Any:
 
 def _jsonl_rows(file: Path) -> Iterator[tuple[str, dict]]:
   try:
-    with file.open("rb") as lines:
-      for number, line in enumerate(lines, 1):
+    with file.open("rb") as content:
+      for number, line in enumerate(iter(lambda: content.readline(_LONGEST_LINE + 1), b""), 1):
         place = f"{file}, line {number}"
+        if len(line) > _LONGEST_LINE:
+          raise InputError(f"{place} has more than {_LONGEST_LINE >> 20} MiB; each line must be one JSON object")
         try:
           text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
           row = json.loads(text) if text else None
         except UnicodeDecodeError as error:
           raise InputError(f"{place} is not UTF-8 (byte {error.start + 1} of it); save the file as UTF-8") from error
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also a number of more digits than Python reads
           raise InputError(f"{place} is not JSON: {error}; each line must be one JSON object") from error
         if not text:
           continue
@@ -141,7 +149,7 @@ def _parquet_rows(file: Path, fields: Sequence[str]) -> Iterator[tuple[str, dict
         for row in batch.to_pylist():
           number += 1
           yield f"{file}, row {number}", row
-  except (pa.ArrowException, OSError) as error:
+  except (pa.ArrowException, OSError, ValueError, ArithmeticError, MemoryError) as error:  # bytes, dates out of range
     raise InputError(f"cannot read {file} as parquet: {error}") from error
 
 
@@ -155,8 +163,15 @@ def _tfds_rows(folder: Path, split: str) -> Iterator[tuple[str, dict]]:
     source = builder.as_data_source(split)
   except NotImplementedError as error:
     raise InputError(f"{folder} can only be read with TensorFlow; prepare it with file_format=array_record") from error
+  except Exception as error:  # files of a split that are missing or cut short
+    raise InputError(f"cannot read {folder}:{split}: {type(error).__name__}: {error}") from error
   for index in range(len(source)):
-    yield f"{folder}:{split}, row {index + 1}", source[index]
+    place = f"{folder}:{split}, row {index + 1}"
+    try:
+      row = source[index]
+    except Exception as error:  # of array_record, of protocol buffers, of a feature
+      raise InputError(f"cannot read {place}: {type(error).__name__}: {error}") from error
+    yield place, row
 
 
 def _tfds_builder(folder: Path):
@@ -164,16 +179,16 @@ def _tfds_builder(folder: Path):
 
   try:
     return tfds.builder_from_directory(folder)
-  except OSError as error:
+  except Exception as error:  # of JSON, of protocol buffers, of a feature that is none
     raise InputError(
       f"{folder} is a folder, but tensorflow-datasets cannot read it: {error}; of a folder of .jsonl or .parquet files "
       "python -m opd_jax.prepare makes one that it can read"
     ) from error
 
 
-def _dotted_names(row: dict, prefix: str = "") -> Iterator[str]:
+def _dotted_names(row: dict, prefix: str = "", depth: int = 8) -> Iterator[str]:
   for name, value in row.items():
-    if isinstance(value, dict) and value:
-      yield from _dotted_names(value, f"{prefix}{name}.")
+    if isinstance(value, dict) and value and depth:
+      yield from _dotted_names(value, f"{prefix}{name}.", depth - 1)
     else:
       yield prefix + name

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_ROUTED = 3  # tells a teacher's seed from a part's
+_MOST_TURNS = 2**40  # of a teacher: no run has so many steps
+
 
 class PromptStream:
   """Indices of prompts, those of several parts standing one part after the other.
@@ -47,3 +50,39 @@ class PromptStream:
   def take(self, position: int, count: int) -> np.ndarray:
     """The prompts at `position` .. `position + count`: int64 [count]."""
     return np.array([self.dataset[i] for i in range(position, position + count)], np.int64)
+
+
+class RoutedStream:
+  """The same for prompts of several teachers: those of a step are all of one, and steps take turns as the shares of the
+  data do.
+
+      prompts   m c m m c m ...   of two teachers, twice as many m
+      steps     m m m m | c c c c | m m m m | m m m m | c c c c | ...      four prompts a step
+  """
+
+  def __init__(self, routes: Sequence[str], counts: Sequence[int], weights: Sequence[float], seed: int, step: int):
+    """
+    Args:
+      routes: of each prompt, those of a part one after the other.
+      counts, weights, seed: as `PromptStream` takes them.
+      step: prompts of a step.
+    """
+    import grain
+
+    self._step, self._streams, turns, shares = step, [], [], []
+    part_of = np.repeat(np.arange(len(counts)), counts)
+    for number, route in enumerate(dict.fromkeys(routes)):
+      own = np.flatnonzero(np.array(routes) == route)
+      parts, own_counts = np.unique(part_of[own], return_counts=True)
+      own_weights = [weights[part] * count / counts[part] for part, count in zip(parts, own_counts)]
+      (own_seed,) = np.random.SeedSequence([seed, number, _ROUTED]).generate_state(1)
+      self._streams.append((own, PromptStream(own_counts.tolist(), own_weights, int(own_seed))))
+      turns.append(grain.MapDataset.range(_MOST_TURNS).map(lambda nth, number=number: (number, nth)))
+      shares.append(sum(own_weights))
+    self._turns = grain.MapDataset.mix(turns, shares) if len(turns) > 1 else turns[0]
+
+  def take(self, position: int, count: int) -> np.ndarray:
+    """The first `count` prompts of the step that begins at `position`, a multiple of its prompts: int64 [count]."""
+    number, nth = self._turns[position // self._step]
+    own, stream = self._streams[number]
+    return own[stream.take(nth * self._step, count)]

@@ -16,6 +16,7 @@ from opd_jax.errors import InputError, nearest
 
 _NAME = re.compile(r"([A-Za-z]\w*)(?:/([\w.+-]+))?", re.ASCII)
 _CLASS = re.compile(r"^class (\w+)\(([^)]*)\)", re.MULTILINE)
+_SHOWN = 20  # names of an error
 _WITHOUT_BUILDERS = ("core", "scripts", "testing", "proto")
 
 
@@ -48,6 +49,8 @@ def prepare_named(text: str, fields: tuple[str, ...], out: Path) -> str:
   try:
     with contextlib.redirect_stdout(io.StringIO()):  # of what it cannot import TFDS prints a banner
       make = getattr(importlib.import_module(module), builder_class)
+      if config:
+        _check_config(name, config, tuple(make.builder_configs))
       builder = make(data_dir=out, config=config, file_format="array_record")
       for field in fields:
         look_up(_names(builder.info.features), field, f"tensorflow-datasets' {text}")
@@ -86,6 +89,19 @@ def known_builders() -> dict[str, tuple[str, str]]:
     name = place.parent.name if builder_class == "Builder" else tfds.core.naming.camelcase_to_snakecase(builder_class)
     known[name] = ".".join([root.name, *place.with_suffix("").parts]), builder_class
   return known
+
+
+def _check_config(name: str, config: str, known: tuple[str, ...]) -> None:
+  """Raises InputError, the nearest named, where a set has no such config."""
+  if config in known:
+    return
+  if not known:
+    raise InputError(f"tensorflow-datasets' `{name}` has no configs: give {name} alone")
+  more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+  raise InputError(
+    f"tensorflow-datasets' `{name}` has no config `{config}`{nearest(config, known)}; known: "
+    f"{', '.join(known[:_SHOWN])}{more}"
+  )
 
 
 def _names(features) -> dict:

@@ -5,13 +5,13 @@ ever run. What the sampler has to know about the vocabulary is settled here too:
 often padded beyond them), which ids end an answer, and whether student and teacher mean the same thing by each id.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
-
-from jinja2.exceptions import TemplateError
 
 from opd_jax.data.messages import PLAIN, Framing, Prompt, prompt_text, to_messages
 from opd_jax.errors import InputError
@@ -20,6 +20,8 @@ from opd_jax.hub import model_folder
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _CONFIG_FILES = ("generation_config.json", "config.json")
 _SHOWN_DIFFERENCES = 3
+_MOST_IDS = 2**31  # ids are int32
+_TEMPLATE_SECONDS = 20.0  # in which a chat template must have made one message into text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,14 @@ class Tokenizer:
         "enable_thinking is used: leave it empty"
       )
 
+  def check_template(self) -> None:
+    """Raises InputError where there is no chat template, which `data.teacher_template=own` asks of the teacher."""
+    if not self.hf.chat_template:
+      raise InputError(
+        f"config.data.teacher_template is 'own', but {self.hf.name_or_path} has no chat template: leave it empty, or "
+        "give it one"
+      )
+
   def _templated(self, framing: Framing) -> bool:
     return bool(framing.chat and self.hf.chat_template)
 
@@ -97,9 +107,9 @@ class Tokenizer:
       return self.hf.apply_chat_template(
         messages, add_generation_prompt=begin_turn, tokenize=True, return_dict=False, **switch
       )
-    except (TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # a template is somebody's program
       raise InputError(
-        f"the chat template of {self.hf.name_or_path} does not take this prompt: {error}; "
+        f"the chat template of {self.hf.name_or_path} does not take this prompt: {f'{error}' or type(error).__name__}; "
         "change the messages, or do without the template"
       ) from error
 
@@ -148,19 +158,43 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
   # transformers advises at import that no torch was found. Here that is the normal state.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   from transformers import AutoTokenizer
+  from transformers.utils import logging
 
   folder = model_folder(path, weights=False)
   if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
     raise InputError(f"no tokenizer in {path}: it has neither {' nor '.join(_TOKENIZER_FILES)}")
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity_error()  # it looks at config.json too, and has its own opinion of what is ours to judge
   try:
     hf = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
   except Exception as error:  # the tokenizers library raises bare `Exception` for a damaged tokenizer.json
     reason = next(iter(str(error).strip().splitlines()), "no reason given")
     raise InputError(f"cannot read the tokenizer of {path}: {type(error).__name__}: {reason}") from error
+  finally:
+    logging.set_verbosity(verbosity)
   vocabulary = hf.get_vocab()
   if not vocabulary:
     raise InputError(f"the tokenizer of {path} has an empty vocabulary; copy the model's tokenizer files there again")
+  if hf.chat_template:
+    _check_template_ends(hf, path)
   return Tokenizer(hf=hf, size=max(vocabulary.values()) + 1)
+
+
+def _check_template_ends(hf: Any, path: str | os.PathLike) -> None:
+  """Raises InputError where the chat template does not come to an end: it is a program, with loops in loops.
+
+  A thread cannot be stopped, but it can be left behind. Whether the template takes messages at all is not asked here.
+  """
+
+  def render() -> None:
+    with contextlib.suppress(Exception):
+      hf.apply_chat_template([{"role": "user", "content": "?"}], add_generation_prompt=True, tokenize=False)
+
+  thread = threading.Thread(target=render, daemon=True)
+  thread.start()
+  thread.join(_TEMPLATE_SECONDS)
+  if thread.is_alive():
+    raise InputError(f"the chat template of {path} does not end within {_TEMPLATE_SECONDS:.0f} seconds: mend it")
 
 
 def stop_ids(path: str | os.PathLike, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -179,10 +213,10 @@ def stop_ids(path: str | os.PathLike, tokenizer: Tokenizer) -> tuple[int, ...]:
       continue
     try:
       declared = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
       raise InputError(f"{file} is not a JSON object: {error}") from error
     declared = declared if isinstance(declared, list) else [] if declared is None else [declared]
-    if not all(type(token) is int and token >= 0 for token in declared):
+    if not all(type(token) is int and 0 <= token < _MOST_IDS for token in declared):
       raise InputError(f"{file}: eos_token_id must be an id or a list of ids, not {declared}")
     ids.update(declared)
   return tuple(sorted(ids))
@@ -198,7 +232,7 @@ def check_pair(student: Tokenizer, other: Tokenizer, role: str = "teacher") -> N
     InputError: names the first ids that differ, and the sizes where they do.
   """
   texts = [{token: text for text, token in each.hf.get_vocab().items()} for each in (student, other)]
-  differing = [i for i in range(max(student.size, other.size)) if texts[0].get(i) != texts[1].get(i)]
+  differing = sorted(i for i in texts[0].keys() | texts[1].keys() if texts[0].get(i) != texts[1].get(i))
   if not differing:
     return
   shown = ", ".join(

@@ -23,6 +23,7 @@ TRAINING = {
   "kv_heads": ("tensor",),
   "head_dim": (),
   "mlp": ("tensor",),
+  "rank": (),  # of a LoRA's factors
 }
 DECODING = {**TRAINING, "embed": ()}
 

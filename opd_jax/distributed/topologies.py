@@ -150,7 +150,7 @@ def use_cpu(name: str) -> None:
 
 def _parsed(name: str) -> tuple[str, tuple[int, ...]]:
   """("v5e", (4, 4)) of "v5e:4x4"; InputError names the nearest known topology."""
-  match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+  match = re.fullmatch(r"(\w+):(\d{1,5}(?:x\d{1,5})*)", name)
   generation, shape = (match[1], tuple(int(n) for n in match[2].split("x"))) if match else (name, ())
   axes = 1 if generation == "cpu" else 0
   if generation in _GENERATIONS:

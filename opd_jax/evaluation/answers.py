@@ -13,6 +13,7 @@ MAX_ANSWER = 1000  # characters; nothing longer is an answer
 _MAX_NUMBER = 60
 _TAIL = 400  # characters from the end in which an answer without a box is looked for
 _BOX_TRIES = 4
+_UNIT_TAIL = 30  # characters in which a unit is looked for
 
 _BOX = re.compile(r"\\f?boxed\s?\{")
 _ANCHOR = re.compile(r"(?i)\banswer\b(?: is|\*\*:|:\*\*|:| =)+")
@@ -31,6 +32,20 @@ _NUMERAL = re.compile(r"(\d+)(?:_\{?(\d+)\}?)?")
 _LETTERS = re.compile(
   r"\W{0,4}(?:(?i:option|choice)\W{1,3})?([A-Z]{1,6}\)?(?:(?:, ?and |, ?or |, ?| and | or |/)\(?[A-Z]\)?)*)(?![\w'])"
 )
+_UNIT = re.compile(
+  r"(?:\s|\\[ ,;])(?:square |cubic )?(?:[ckm]?m|in|ft|kg|inch(?:es)?|f(?:ee|oo)t|units?|yards?|miles?|"
+  r"(?:centi|kilo)?meters?|(?:kilo)?grams?|degrees?|dollars?|cents?|percent|seconds?|minutes?|hours?|days?|years?)"
+  r"(?: ?\^\{?[23]\}?)?$"
+)
+_ROOT = re.compile(r"√\s?(?:\(([^()]{1,99})\)|(\d+(?:\.\d+)?|[A-Za-z]))")
+# The space ends a command: "2πr" is no "\\pir".
+_SIGNS = str.maketrans(
+  {"−": "-", "²": "^2", "³": "^3", "°": "^\\circ "}
+  | {"π": "\\pi ", "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ", "φ": "\\phi ", "ω": "\\omega ", "∞": "\\infty "}
+  | {"·": "\\cdot ", "×": "\\times ", "÷": "\\div ", "±": "\\pm ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in "}
+  | {"≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "√": "\\sqrt "}
+)
+_WORDS, _WORD = re.compile(r"\(?[A-Za-z]+(?: [A-Za-z]+)*\)?"), re.compile("[A-Za-z]+")
 _THOUSANDS = re.compile(r"(?<=\d)(?:,\\! ?|\{,\}|\\,)(?=\d{3})")
 _SPACED = re.compile(r"\\(?:left|right|displaystyle|[!,;: ])|~|(?<!\d)\s+|\s+(?!\d)")
 _WRAPPED = re.compile(r"\\(?:text|textbf|textrm|mbox|mathrm|mathbf|operatorname)\s?\{([^{}]*)\}")
@@ -92,6 +107,28 @@ def denies(text: str) -> bool:
 def hedges(sentence: str) -> bool:
   """Whether a sentence leaves its answer open: "2 or 3"."""
   return bool(_HEDGE.search(sentence))
+
+
+def ends_in(sentence: str, answer: str) -> bool:
+  """Whether a sentence ends in the words that an answer is: "so it must be Evelyn." for `\\text{Evelyn}`."""
+  wanted = _WRAPPED.sub(r"\1", answer).strip()
+  if not _WORDS.fullmatch(wanted):
+    return False
+  wanted, words = (_WORD.findall(_WRAPPED.sub(r" \1 ", text)) for text in (wanted, sentence))
+  words = words[-len(wanted) :]
+  return words == wanted or [word.lower() for word in words] == [word.lower() for word in wanted if len(word) > 1]
+
+
+def without_unit(answer: str) -> str:
+  """An answer without a unit of everyday life at its end, in plain letters: `12\\pi cm^2`, `5 square feet`."""
+  head, tail = answer[:-_UNIT_TAIL], answer[-_UNIT_TAIL:]
+  return head + _UNIT.sub("", tail)
+
+
+def in_latex(text: str) -> str:
+  """A text whose signs of mathematics are LaTeX: `2π√3` is `2\\pi \\sqrt{3}`."""
+  text = _ROOT.sub(lambda match: f"\\sqrt{{{match[1] or match[2]}}}", text)
+  return text.translate(_SIGNS)
 
 
 def joined_thousands(text: str) -> str:

@@ -27,6 +27,7 @@ from opd_jax.models import Model
 from opd_jax.programs import ProgramTable
 from opd_jax.rollout import Sampling, decode_layout, sample_completions
 from opd_jax.telemetry.record import row_label
+from opd_jax.telemetry.workdir import RunLog
 
 _STEP = 2**32 - 1  # of the random keys
 
@@ -42,6 +43,11 @@ class Evaluation:
   def label(self) -> str:
     """What the mark is called."""
     return row_label(self.row)
+
+  def write(self, log: RunLog) -> None:
+    """Appends it to eval.jsonl and samples.jsonl."""
+    log.evaluation(self.row)
+    log.samples(self.samples)
 
 
 class _Answers(NamedTuple):

@@ -93,9 +93,11 @@ def register(name: str, function: Callable[[str, str], bool]) -> None:
 
 
 def _grade_math(response: str, answer: str) -> bool:
-  text, answer = answers.joined_thousands(answers.after_thinking(response)), answers.joined_thousands(answer)
+  text, answer = _math_text(response), answers.joined_thousands(answers.in_latex(answer))
   box = answers.last_box(text)
   stated = box or answers.after_anchor(text)
+  if stated and answers.without_unit(answer) == answer:
+    stated = answers.without_unit(stated)
   if stated:
     ours, gold = answers.plain(stated), answers.plain(answer)
     if "=" not in gold:
@@ -110,13 +112,19 @@ def _grade_math(response: str, answer: str) -> bool:
   prose = None if box else stated or answers.last_sentence(text)
   if answers.denies(stated or prose or "") and not answers.denies(answer):
     return False
+  if prose and answers.ends_in(prose, answer) and not answers.hedges(prose):
+    return True
   if stated and _in_worker("math", f"\\boxed{{{stated}}}", answer):
     return True
   return prose is not None and not answers.hedges(prose) and _in_worker("math", prose, answer)
 
 
+def _math_text(response: str) -> str:
+  return answers.joined_thousands(answers.in_latex(answers.after_thinking(response)))
+
+
 def _extract_math(response: str) -> str:
-  text = answers.joined_thousands(answers.after_thinking(response))
+  text = _math_text(response)
   stated = answers.last_box(text) or answers.after_anchor(text)
   return answers.canonical(stated or answers.last_formula(answers.last_sentence(text) or ""))
 

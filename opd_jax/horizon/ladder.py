@@ -41,7 +41,7 @@ def geometric(maximum: int, ratio: float, smallest: int = SMALLEST) -> tuple[int
   width = smallest
   while width < maximum:
     rungs.append(width)
-    width = max(width + 1, math.ceil(round(width * ratio, 9)))  # 1.1 * 10 is 11.000000000000002 in binary
+    width = max(width + 1, math.ceil(round(min(width * ratio, maximum), 9)))  # 1.1 * 10 is 11.000000000000002 in binary
   return (*rungs, maximum)
 
 

@@ -95,7 +95,7 @@ def truncated(T: int, rho: float) -> Horizon:
   if not 0 < rho <= 1:
     raise ValueError(f"rho is {rho}: it must be above 0 and at most 1")
   # 0.1 * 30 is 3.0000000000000004 in binary; the rounding keeps ceil from making that 4.
-  return Constant(T, math.ceil(round(rho * T, 9)))
+  return Constant(T, max(1, math.ceil(round(rho * T, 9))))
 
 
 def progressive(T: int, start: int, increment: int, every: int) -> Horizon:

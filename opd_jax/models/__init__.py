@@ -2,6 +2,7 @@
 
     architecture, rope            what config.json says
     layers, parameters            the blocks; every parameter declared once, and the table of them
+    lora                          the factors of layers' weights that are trained in their place
     cache, decoder                keys and values; `forward`, the one model function
     quantized                     layers' weights in int8
     tensors, huggingface, saving  checkpoints in and out
@@ -11,8 +12,9 @@
 
 from opd_jax.models.architecture import Architecture
 from opd_jax.models.cache import Cache
-from opd_jax.models.decoder import Model, forward, initialize, logits
+from opd_jax.models.decoder import Model, add_factors, forward, initialize, logits
 from opd_jax.models.huggingface import check, load, read_architecture
+from opd_jax.models.lora import adapt, factor_table
 from opd_jax.models.parameters import Parameter, parameter_table, specs
 from opd_jax.models.quantized import parameter_specs, quantize, quantize_and_free
 from opd_jax.models.rope import Rope
@@ -24,7 +26,10 @@ __all__ = [
   "Model",
   "Parameter",
   "Rope",
+  "adapt",
+  "add_factors",
   "check",
+  "factor_table",
   "forward",
   "initialize",
   "load",

@@ -4,6 +4,7 @@ Three families share the decoder. What a config.json asks for and the decoder ca
 before any weight is read: a feature that is ignored in silence gives a model that is wrong and looks right.
 """
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from opd_jax.errors import InputError, nearest
 from opd_jax.models.rope import Rope
 
 _log = logging.getLogger(__name__)
+
+_LARGEST, _MOST_LAYERS = 2**24, 2**12  # far above any decoder: whatever is larger would be laid out before it fails
+_INFINITE = 1e300  # of a number in a file, which may be an integer of any length
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,9 @@ class Architecture:
   @classmethod
   def from_config(cls, config: dict, where: str) -> "Architecture":
     """Reads a config.json; `where` names it in errors. Raises InputError for what the decoder cannot do."""
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     if model_type not in _FAMILIES:
-      hint = nearest(str(model_type), _FAMILIES)
+      hint = nearest(model_type, _FAMILIES)
       raise InputError(f"{where}: model_type `{model_type}` is not supported, only {', '.join(_FAMILIES)}{hint}")
     family = _FAMILIES[model_type]
     read = _Reader(config, where)
@@ -133,6 +137,11 @@ class Architecture:
     )
     _refuse_features(config, layers, where)
     return architecture
+
+  @property
+  def computation(self) -> "Architecture":
+    """What a forward pass depends on: two models that differ in nothing else are run by one program."""
+    return dataclasses.replace(self, bos_id=None, eos_ids=(), initializer_range=0.0, max_position=0)
 
   def to_config(self) -> dict:
     """A config.json that transformers loads with the same meaning."""
@@ -174,11 +183,14 @@ class _Reader:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
       found = "missing" if value is None else f"{value!r}"
       raise InputError(f"{self.where}: `{name}` is {found}, not a positive integer{self._hint(name)}")
+    most = _MOST_LAYERS if name == "num_hidden_layers" else _LARGEST
+    if value > most:
+      raise InputError(f"{self.where}: `{name}` is {value}: more than {most:,} is no decoder")
     return value
 
   def number(self, name: str, default: float) -> float:
     value = self.config.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < _INFINITE:
       raise InputError(f"{self.where}: `{name}` is {value!r}, not a number")
     return float(value)
 
@@ -207,9 +219,11 @@ def _refuse_features(config: dict, layers: int, where: str) -> None:
     if config.get(name) and config[name] not in harmless:
       raise InputError(f"{where}: `{name}` = {config[name]!r} is not supported")
   sliding = config.get("sliding_window") and config.get("use_sliding_window", config["model_type"] == "llama")
-  if sliding and config.get("max_window_layers", 0) < layers:
+  full = config.get("max_window_layers", 0)  # of the first layers
+  if sliding and (type(full) is not int or full < layers):
     raise InputError(f"{where}: sliding-window attention (`use_sliding_window`) is not supported")
-  for kind in config.get("layer_types") or ():
+  kinds = config.get("layer_types") or []
+  for kind in kinds if isinstance(kinds, list) else [kinds]:
     if kind != "full_attention":
       raise InputError(f"{where}: layer type `{kind}` in `layer_types` is not supported, only full_attention")
   known = _READ | _WITHOUT_EFFECT | _REFUSED.keys()

@@ -12,15 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import qwix
-from flax import nnx
+from flax import nnx, traverse_util
 from jax.sharding import PartitionSpec
 
-from opd_jax.distributed import constrain
+from opd_jax.config import Lora
+from opd_jax.distributed import constrain, mesh_of
 from opd_jax.errors import InputError
 from opd_jax.models.architecture import Architecture
 from opd_jax.models.attention import attend
 from opd_jax.models.cache import Cache
-from opd_jax.models.parameters import graph, random_parameters
+from opd_jax.models.lora import adapt, adapted_weights, factor_table, is_adapted
+from opd_jax.models.parameters import graph, nested, parameter_table, random_parameters
 from opd_jax.models.rope import angles
 
 
@@ -31,7 +33,7 @@ class Model:
 
   Attributes:
     params: nested dict of arrays, the paths of `parameters.parameter_table`; layers' weights may be in int8 with their
-      scales (`quantized.quantize`).
+      scales (`quantized.quantize`), or have factors beside them (`add_factors`).
     config: the architecture; hashable.
   """
 
@@ -39,9 +41,35 @@ class Model:
   config: Architecture = field(metadata={"static": True})
 
   def astype(self, dtype) -> "Model":
-    """The same model with every parameter in `dtype`; what is in int8 stays so, and is made into `dtype` when used."""
-    params = jax.tree.map(lambda x: x if _is_int8(x) else x.astype(dtype), self.params, is_leaf=_is_int8)
-    return replace(self, params=params)
+    """The same model with every parameter in `dtype`; what is in int8 stays so, and is made into `dtype` when used, as
+    is the sum of a weight and its float32 factors."""
+
+    def cast(x):
+      if is_adapted(x):
+        return replace(x, weight=x.weight.astype(dtype))
+      return x if _is_int8(x) else x.astype(dtype)
+
+    return replace(self, params=jax.tree.map(cast, self.params, is_leaf=_is_compound))
+
+  @property
+  def trained(self) -> dict:
+    """What an optimizer changes: the factors alone where there are any, else all of `params`."""
+    adapted = adapted_weights(self.params)
+    factors = {(*path, name): getattr(x, name) for path, x in adapted.items() for name in ("a", "b")}
+    return nested(factors) if factors else self.params
+
+  def with_trained(self, trained: dict) -> "Model":
+    """The model with these in the place of `trained`."""
+    scales = [x.scale for x in adapted_weights(self.params).values()]
+    return replace(self, params=adapt(self.params, trained, scales[0]) if scales else trained)
+
+  def merged(self, dtype) -> "Model":
+    """The model without factors: their weights' sums in `dtype`, made layer after layer; the rest as it is."""
+    adapted = adapted_weights(self.params)
+    if not adapted:
+      return self
+    whole = jax.lax.map(lambda layer: {path: x.merged(dtype) for path, x in layer.items()}, adapted)
+    return replace(self, params=nested(traverse_util.flatten_dict(self.params) | whole))
 
   @property
   def head_vd(self) -> jax.Array:
@@ -67,7 +95,16 @@ class Model:
 
 def initialize(config: Architecture, key: jax.Array, dtype, mesh: jax.sharding.Mesh | None = None) -> Model:
   """A model with freshly drawn parameters in `dtype`, sharded over `mesh` or on the default device."""
-  return Model(random_parameters(config, key, dtype, mesh), config)
+  return Model(random_parameters(parameter_table(config), key, dtype, mesh), config)
+
+
+def add_factors(model: Model, lora: Lora, key: jax.Array) -> Model:
+  """The model with freshly drawn float32 factors, on its mesh; what it computes stays the same, bit for bit.
+
+  Raises InputError where the model has no such weights, or they cannot have that rank.
+  """
+  factors = random_parameters(factor_table(model.config, lora), key, jnp.float32, mesh_of(model.params))
+  return replace(model, params=adapt(model.params, factors, lora.scale))
 
 
 def forward(
@@ -116,7 +153,7 @@ def forward(
   def body(carry: tuple[jax.Array, Cache | None], scanned: tuple[jax.Array, nnx.State]):
     hidden_btd, cache = carry
     index, params = scanned
-    layer = nnx.merge(layer_graph, _dequantize(params, hidden_btd.dtype))
+    layer = nnx.merge(layer_graph, _whole(params, hidden_btd.dtype))
     query, key, value = layer.queries_keys_values(hidden_btd, cos_bth, sin_bth)
     if cache is not None:
       cache = cache.write(index, start, key, value)
@@ -136,9 +173,20 @@ def _is_int8(x) -> bool:
   return isinstance(x, qwix.QArray)
 
 
-def _dequantize(params: nnx.State, dtype) -> nnx.State:
-  """The parameters with those in int8 multiplied out."""
-  return jax.tree.map(lambda x: qwix.dequantize(x).astype(dtype) if _is_int8(x) else x, params, is_leaf=_is_int8)
+def _is_compound(x) -> bool:
+  """Whether several arrays stand in one parameter's place."""
+  return _is_int8(x) or is_adapted(x)
+
+
+def _whole(params: nnx.State, dtype) -> nnx.State:
+  """A layer's parameters, those in int8 multiplied out and those with factors merged."""
+
+  def whole(x):
+    if is_adapted(x):
+      return x.merged(dtype)
+    return qwix.dequantize(x).astype(dtype) if _is_int8(x) else x
+
+  return jax.tree.map(whole, params, is_leaf=_is_compound)
 
 
 def logits(model: Model, tokens_bt) -> jax.Array:

@@ -50,6 +50,12 @@ class Parameter:
     return next((i for i, axis in enumerate(axes) if axis in ("heads", "kv_heads")), None)
 
   @property
+  def outputs(self) -> int:
+    """Of a matrix: how many first axes of `layer_shape` its output channels run over; the others are summed over in its
+    product. A checkpoint keeps [out, in]."""
+    return 2 if self.head_axis == 0 else 1
+
+  @property
   def stored_shape(self) -> tuple[int, ...]:
     """Shape of one tensor in the checkpoint."""
     shape, i = self.layer_shape, self.head_axis
@@ -77,6 +83,15 @@ def parameter_table(config: Architecture) -> dict[ParameterPath, Parameter]:
   return table
 
 
+def layer_matrices(config: Architecture) -> dict[ParameterPath, Parameter]:
+  """The weights of the layers' matrix products."""
+  return {
+    path: parameter
+    for path, parameter in parameter_table(config).items()
+    if parameter.stacked and parameter.keys[0].endswith(".weight") and len(parameter.layer_shape) > 1
+  }
+
+
 def nested(by_path: dict[ParameterPath, object]) -> dict:
   """{("layers", "mlp", "gate_fd"): x} as {"layers": {"mlp": {"gate_fd": x}}}."""
   return traverse_util.unflatten_dict(by_path)
@@ -84,8 +99,7 @@ def nested(by_path: dict[ParameterPath, object]) -> dict:
 
 def shardings(config: Architecture, mesh: jax.sharding.Mesh | None) -> dict[ParameterPath, NamedSharding | None]:
   """Where every parameter lives: the axis table's sharding on `mesh`; None, without a mesh, for the default device."""
-  table = parameter_table(config)
-  return {path: mesh and sharding(mesh, parameter.axes, parameter.shape) for path, parameter in table.items()}
+  return _places(parameter_table(config), mesh)
 
 
 def specs(config: Architecture, mesh, table: dict = TRAINING) -> dict:
@@ -93,13 +107,20 @@ def specs(config: Architecture, mesh, table: dict = TRAINING) -> dict:
   return nested({path: partition_spec(p.axes, p.shape, mesh, table) for path, p in parameter_table(config).items()})
 
 
-def random_parameters(config: Architecture, key: jax.Array, dtype, mesh: jax.sharding.Mesh | None) -> dict:
+def random_parameters(
+  table: dict[ParameterPath, Parameter], key: jax.Array, dtype, mesh: jax.sharding.Mesh | None
+) -> dict:
   """A nested dict of freshly drawn arrays, each made where it lives. The values do not depend on the mesh."""
-  table = parameter_table(config)
 
   def draw(key: jax.Array) -> dict:
     keys = jax.random.split(key, len(table))
     drawn = {path: p.initializer(keys[i], p.shape, dtype) for i, (path, p) in enumerate(sorted(table.items()))}
     return nested(drawn)
 
-  return jax.jit(draw, out_shardings=nested(shardings(config, mesh)))(key)
+  return jax.jit(draw, out_shardings=nested(_places(table, mesh)))(key)
+
+
+def _places(
+  table: dict[ParameterPath, Parameter], mesh: jax.sharding.Mesh | None
+) -> dict[ParameterPath, NamedSharding | None]:
+  return {path: mesh and sharding(mesh, parameter.axes, parameter.shape) for path, parameter in table.items()}

@@ -20,13 +20,14 @@ from jax.sharding import NamedSharding
 
 from opd_jax.distributed import TRAINING, mesh_of, partition_spec
 from opd_jax.models.decoder import Model
-from opd_jax.models.parameters import Parameter, nested, parameter_table
+from opd_jax.models.lora import factor_axes, is_adapted
+from opd_jax.models.parameters import Parameter, layer_matrices, nested, parameter_table
 
 
 def quantize(model: Model) -> Model:
   """The model with its layers' weights in int8. Can be used inside jit; `model` stays as it is."""
   params = traverse_util.flatten_dict(model.params)
-  for path, parameter in _matrices(model).items():
+  for path, parameter in layer_matrices(model.config).items():
     params[path] = _to_int8(params[path], _channel_axes(parameter))
   return dataclasses.replace(model, params=nested(params))
 
@@ -37,7 +38,7 @@ def quantize_and_free(model: Model) -> Model:
   Shardings follow the training column of the axis table.
   """
   params, mesh = traverse_util.flatten_dict(model.params), mesh_of(model.params)
-  for path, parameter in _matrices(model).items():
+  for path, parameter in layer_matrices(model.config).items():
     full, axes = params[path], _channel_axes(parameter)
     shapes = jax.eval_shape(lambda w, axes=axes: _to_int8(w, axes), full)
     placed = mesh and jax.tree.map(lambda x, p=parameter: NamedSharding(mesh, _spec(p, x, mesh, TRAINING)), shapes)
@@ -47,7 +48,8 @@ def quantize_and_free(model: Model) -> Model:
 
 
 def parameter_specs(model: Model, mesh, table: dict = TRAINING) -> dict:
-  """Like `model.params`: a PartitionSpec for every array, in int8 or not. A scale's axes of size 1 are not split.
+  """Like `model.params`: a PartitionSpec for every array, in int8 or not, with factors or not. A scale's axes of size 1
+  are not split.
 
   Args:
     model: arrays or anything with their shapes.
@@ -56,29 +58,30 @@ def parameter_specs(model: Model, mesh, table: dict = TRAINING) -> dict:
   """
   params = traverse_util.flatten_dict(model.params)
   return nested(
-    {
-      path: jax.tree.map(lambda x, p=parameter: _spec(p, x, mesh, table), params[path])
-      for path, parameter in parameter_table(model.config).items()
-    }
+    {path: _specs(parameter, params[path], mesh, table) for path, parameter in parameter_table(model.config).items()}
   )
+
+
+def _specs(parameter: Parameter, stored, mesh, table: dict):
+  """Of what stands in a parameter's place."""
+  if is_adapted(stored):
+    a_axes, b_axes = factor_axes(parameter)
+    return dataclasses.replace(
+      stored,
+      weight=_spec(parameter, stored.weight, mesh, table),
+      a=partition_spec(a_axes, stored.a.shape, mesh, table),
+      b=partition_spec(b_axes, stored.b.shape, mesh, table),
+    )
+  return jax.tree.map(lambda x: _spec(parameter, x, mesh, table), stored)
 
 
 def _spec(parameter: Parameter, x, mesh, table: dict):
   return partition_spec(parameter.axes, x.shape, mesh, table)
 
 
-def _matrices(model: Model) -> dict[tuple[str, ...], Parameter]:
-  """The weights of the layers' matrix products."""
-  return {
-    path: parameter
-    for path, parameter in parameter_table(model.config).items()
-    if parameter.stacked and parameter.keys[0].endswith(".weight") and len(parameter.layer_shape) > 1
-  }
-
-
 def _channel_axes(parameter: Parameter) -> tuple[int, ...]:
-  """Axes of the array over which its output channels run, the layers first: a checkpoint keeps weights as [out, in]."""
-  return (0, 1, 2) if parameter.head_axis == 0 else (0, 1)
+  """Axes of the array over which its output channels run, the layers first."""
+  return tuple(range(1 + parameter.outputs))
 
 
 def _to_int8(w: jax.Array, channel_axes: tuple[int, ...]) -> qwix.QArray:

@@ -33,6 +33,7 @@ _FIELDS = {
     ),
   ),
 }
+_INFINITE = 1e300  # a number in a file may be an integer of any length
 _DEFAULT_THETA = 10_000.0  # what transformers takes where a config.json names none
 
 
@@ -67,9 +68,10 @@ class Rope:
       raise InputError(f"{where}: `rope_scaling` and `rope_parameters` disagree; keep one of them")
     fields = {name: value for name, value in {**old, **new}.items() if value is not None}
 
-    thetas = {source["rope_theta"] for source in (config, old, new) if source.get("rope_theta") is not None}
-    if len(thetas) > 1:
-      raise InputError(f"{where}: `rope_theta` is given as {' and as '.join(map(str, sorted(thetas)))}; keep one")
+    given = [source["rope_theta"] for source in (config, old, new) if source.get("rope_theta") is not None]
+    if any(theta != given[0] for theta in given):
+      raise InputError(f"{where}: `rope_theta` is given as {' and as '.join(map(str, given))}; keep one")
+    thetas = given[:1]
     fields.pop("rope_theta", None)
 
     spelled = {str(fields.pop(name)) for name in ("rope_type", "type") if name in fields} or {"default"}
@@ -88,7 +90,7 @@ class Rope:
       if name not in fields:
         raise InputError(f"{where}: rope type `{kind}` needs the field `{name}`")
     for name, value in [("rope_theta", t) for t in thetas] + list(fields.items()):
-      number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+      number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _INFINITE
       if not (isinstance(value, bool) if name == "truncate" else number):
         raise InputError(
           f"{where}: rope field `{name}` is {value!r}, not a {'bool' if name == 'truncate' else 'number > 0'}"
@@ -96,9 +98,11 @@ class Rope:
     if "original_max_position_embeddings" in optional:
       # transformers lets the top-level field win over the one inside, and falls back to the context length.
       outer = config.get("original_max_position_embeddings")
+      if outer is not None and (type(outer) is not int or not 0 < outer < _INFINITE):
+        raise InputError(f"{where}: `original_max_position_embeddings` is {outer!r}, not a positive integer")
       fields.setdefault("original_max_position_embeddings", max_position)
       fields["original_max_position_embeddings"] = outer or fields["original_max_position_embeddings"]
-    return cls(theta=float(thetas.pop() if thetas else _DEFAULT_THETA), kind=kind, **fields)
+    return cls(theta=float(thetas[0] if thetas else _DEFAULT_THETA), kind=kind, **fields)
 
   def to_config(self) -> dict:
     """`rope_theta` and `rope_scaling`: the older spelling, which every version of transformers reads."""

@@ -54,7 +54,7 @@ def save(
 
   Raises InputError where `path` is taken, or `source` is of another architecture.
   """
-  path = Path(path).expanduser().absolute()
+  path = Path(os.path.expanduser(path)).absolute()
   if path.exists() and not (path.is_dir() and not any(path.iterdir())):
     raise InputError(f"{path}: exists already; choose another folder, or remove it first")
   config, companions = _config_and_companions(model, source)

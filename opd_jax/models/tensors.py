@@ -7,6 +7,7 @@ a file held open would cost its size beside the arrays made from it.
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -83,11 +84,11 @@ def _files(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _opened(path: Path):
-  if not path.is_file():
+  if not os.path.isfile(path):  # pathlib raises for a name that is too long
     raise InputError(f"{path}: file missing, although {INDEX} names it; download the checkpoint again")
   try:
     file = safe_open(path, framework="numpy")
-  except SafetensorError as error:
+  except (SafetensorError, OSError) as error:  # the latter where the system cannot map what is there
     raise InputError(
       f"{path}: not a whole safetensors file ({error}); truncated, or a Git LFS pointer? Download it again"
     ) from None
@@ -99,7 +100,7 @@ def read_json(path: Path) -> dict:
   """A JSON object from a file. Raises InputError with the position of a mistake."""
   try:
     content = json.loads(path.read_text(encoding="utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+  except (ValueError, RecursionError, OSError) as error:
     raise InputError(f"{path}: not valid JSON ({error})") from None
   if not isinstance(content, dict):
     raise InputError(f"{path}: not a JSON object")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from opd_jax import config as configs
 from opd_jax.divergence import Divergence, divergence
+from opd_jax.errors import InputError
 from opd_jax.objectives.in_segments import Calls, add_up_in_segments
 from opd_jax.objectives.margin_drop import Cut, MarginDrop
 from opd_jax.objectives.reading import Reading
@@ -153,9 +154,9 @@ class Objective:
 def make_objective(config: configs.Objective, vocab_size: int, margin_drop: MarginDrop | None = None) -> Objective:
   """That of a config's section, with the `make_margin_drop` of the whole config.
 
-  Raises InputError for a `kind` that names no terms.
+  Raises InputError for a `kind` that names no terms, and for a support that the divergence op does not take.
   """
-  return Objective(
+  objective = Objective(
     make_terms(config),
     vocab_size,
     config.temperature,
@@ -163,6 +164,27 @@ def make_objective(config: configs.Objective, vocab_size: int, margin_drop: Marg
     Selection(config.select_by, config.select_share) if config.select_by else None,
     margin_drop,
   )
+  if any(getattr(term, "top_k", None) for _, term in objective.terms):
+    _check_supports(objective)
+  return objective
+
+
+def _check_supports(objective: Objective) -> None:
+  """Has the op look at one token, of which there is nothing but the shape: what it would refuse in the first step, when
+  all is loaded, is refused here. On a mesh one token cannot be split, and nothing is looked at."""
+  if not jax.sharding.get_abstract_mesh().empty:
+    return
+
+  def one(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+  reading, number = Reading(one(1, 1, 1), one(objective.vocab_size, 1)), one(1, 1)
+  signals = Signals(one(1, 1, dtype=jnp.int32), one(1, 1, dtype=jnp.int32), one(1, 1, dtype=bool), *[number] * 2)
+  plain = dataclasses.replace(objective, selection=None, margin_drop=None)
+  try:
+    jax.eval_shape(plain, reading, reading, signals, reading if REFERENCE in objective.needs else None)
+  except ValueError as error:
+    raise InputError(f"config.objective does not fit together: {error}") from error
 
 
 def diverge(

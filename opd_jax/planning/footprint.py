@@ -1,6 +1,6 @@
 """Bytes of one chip: by role, exactly, from shapes and shardings; and temporaries, roughly, without a compiler.
 
-    all through a run     student (float32 master) | optimizer | teacher (and reference)
+    all through a run     student (float32 master, or frozen with factors) | optimizer | teacher (and reference)
     while a program runs                                             + batch + temporaries (a rollout's hold its cache)
     while an update runs                                             + the next rollout's weights, already asked for
 
@@ -13,6 +13,7 @@ Against libtpu's numbers for Qwen3-1.7B <- Qwen3-8B on v5e:4x4 with remat: updat
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from jax.sharding import AbstractMesh, Mesh
 from opd_jax.config import Config
 from opd_jax.distributed import DECODING, sharding
 from opd_jax.distributed.topologies import Topology
-from opd_jax.models import Architecture
+from opd_jax.models import Architecture, factor_table
 from opd_jax.models.attention import queries_at_once
 from opd_jax.planning.compiled import CompiledProgram, bytes_on_chip, refused_program
 from opd_jax.programs import ProgramTable
@@ -66,7 +67,8 @@ class Footprint:
 def resident(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> Resident:
   """What the models and the optimizer take of each chip."""
   state, frozen = abstract_models(config, models, mesh)
-  optimizer, scored = (state.opt_state, state.step), (state.teacher, frozen)
+  optimizer = state.opt_state, state.step
+  scored = state.teacher, frozen.reference, [frozen.teacher] * len(config.teachers)
   return Resident(bytes_on_chip(state.student), bytes_on_chip(optimizer), bytes_on_chip(scored))
 
 
@@ -168,7 +170,9 @@ def _generating(config: Config, models: Architectures, program: Program, mesh: M
 def _reading(config: Config, models: Architectures, program: Program, mesh: Mesh | AbstractMesh) -> Temporaries:
   """A layer or the head, gathered in turn; what a layer makes of the rows, and the logits of one position."""
   a: Architecture = getattr(models, program.model)
-  tensor, parts, width = _cut(mesh, config.teacher.dtype if program.model == "teacher" else "float32")
+  tensor, parts, width = _cut(
+    mesh, config.teacher.dtype if program.model == "teacher" else config.student.weights_dtype
+  )
   rows = program.rows if program.rows % parts else program.rows // parts  # all on every chip where they do not divide
   T = program.arguments[1].shape[1] + program.bucket
   weights = width * max(_layer_parameters(a), a.vocab_size * a.hidden_size) // tensor
@@ -212,17 +216,12 @@ def _updating(config: Config, models: Architectures, program: Program, mesh: Mes
     """[rows, N, queries, T], once as float32 and once as weights."""
     return rows * (_FLOAT32 + width) * a.heads // tensor * queries_at_once(T) * T
 
-  # A gradient in the computation's dtype, one in float32; accumulation carries a float32 sum in and out of its loop.
-  gradients = 2 if program.name == "probe" else 1
-  per_parameter = gradients * (width + _FLOAT32 * (1 if config.optimizer.micro_batches == 1 else 3))
-  weights = (width + per_parameter) * _parameters(student) // mesh.size + width * _layer_parameters(student) // tensor
+  weights, heads = _training(config, student, mesh, gradients=2 if program.name == "probe" else 1)
   if config.teacher.int8:
     weights += teacher_width * _layer_parameters(teacher) // tensor  # of one layer at a time, multiplied out
   if config.teacher.ema:
     weights += teacher_width * _parameters(teacher) // mesh.size  # in the computation's dtype
-  heads = sum(width * a.vocab_size * a.hidden_size for a, width, *_ in [(student, width), *scored])
-  # Gradients of head and embedding, not yet cut.
-  heads += gradients * 2 * _FLOAT32 * student.vocab_size * student.hidden_size
+  heads += sum(width * a.vocab_size * a.hidden_size for a, width, *_ in [(student, width), *scored])
   states = 2 * rows * program.bucket * sum(width * a.hidden_size for a, width, *_ in [(student, width), *scored])
   kept = student.layers * rows * T * width * student.hidden_size
   if not config.student.remat:
@@ -233,6 +232,24 @@ def _updating(config: Config, models: Architectures, program: Program, mesh: Mes
     *(activations(*model) + scores(*model) for model in scored),
   )
   return Temporaries(weights + heads // tensor, states + kept + passing)
+
+
+def _training(config: Config, a: Architecture, mesh: Mesh | AbstractMesh, gradients: int) -> tuple[int, int]:
+  """Of the student's weights in an update: copies and gradients, a chip's share; and gradients of head and embedding,
+  not yet cut."""
+  tensor, _, width = _cut(mesh, config.student.dtype)
+  layer = _layer_parameters(a)
+  # A gradient in the computation's dtype, one in float32; accumulation carries a float32 sum in and out of its loop.
+  per_parameter = gradients * (width + _FLOAT32 * (1 if config.optimizer.micro_batches == 1 else 3))
+  lora = config.student.lora
+  if not lora.rank:
+    weights = (width + per_parameter) * _parameters(a) // mesh.size + width * layer // tensor
+    return weights, gradients * 2 * _FLOAT32 * a.vocab_size * a.hidden_size
+  factors = sum(math.prod(p.shape) for p in factor_table(a, lora).values())
+  # Of one layer: the merged weights, and their gradient in either dtype. The backward pass makes them again under
+  # remat, and keeps those of all layers without.
+  weights = per_parameter * factors // mesh.size + (2 * width + _FLOAT32) * layer // tensor
+  return weights + (0 if config.student.remat else width * a.layers * layer // mesh.size), 0
 
 
 def _cut(mesh: Mesh | AbstractMesh, dtype: str) -> tuple[int, int, int]:

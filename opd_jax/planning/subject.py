@@ -3,6 +3,7 @@
 Of a model only config.json is read: from its folder, or from those that come with opd_jax.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -14,22 +15,28 @@ from opd_jax.distributed.axes import MESH_AXES
 from opd_jax.distributed.mesh import mesh_shape
 from opd_jax.errors import InputError
 from opd_jax.evaluation.evaluator import define_programs as define_evaluation
-from opd_jax.models import Architecture, read_architecture
+from opd_jax.models import Architecture, factor_table, read_architecture
 from opd_jax.programs import ProgramTable
+from opd_jax.shipped import CONFIGS
 from opd_jax.training.canary import define_programs as define_canary
 from opd_jax.training.programs import Architectures
-from opd_jax.training.run import check_heads, check_objective, check_rows
+from opd_jax.training.run import check_alike, check_heads, check_objective, check_rows
 from opd_jax.training.step import define_programs
 
-_SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "models"
+_SHIPPED = CONFIGS / "models"
 
 
 def read_architectures(config: Config) -> Architectures:
   """From the config.json of each model alone: no weights, no tokenizer. Raises InputError, also for an objective that
-  lacks a model or is given one too many."""
+  lacks a model or is given one too many, for a LoRA that does not fit the student, and for teachers that are not
+  alike."""
   check_objective(config)
-  paths = config.student.path, config.teacher_path, config.reference.path
-  return Architectures(*(_architecture(path) for path in paths if path))
+  paths = config.student.path, config.teacher_path, config.reference.path  # of several teachers, which are alike, one
+  architectures = Architectures(*(_architecture(path) for path in paths if path))
+  check_alike({name: _architecture(path) for name, path in config.teachers.items()})
+  if config.student.lora.rank:
+    factor_table(architectures.student, config.student.lora)  # are there such weights?
+  return architectures
 
 
 def abstract_mesh(config: Config, chips: int) -> AbstractMesh:
@@ -54,8 +61,8 @@ def make_table(config: Config, models: Architectures, mesh: Mesh) -> ProgramTabl
 
 
 def _architecture(path: str) -> Architecture:
-  folder = Path(arithmetic.outline(path)).expanduser()
-  if folder.is_dir():
+  folder = Path(os.path.expanduser(arithmetic.outline(path)))
+  if os.path.isdir(folder):
     return read_architecture(folder)
   name = re.sub(r"@.*", "", path).rpartition("/")[2]
   if "/" in path and (_SHIPPED / name / "config.json").is_file():

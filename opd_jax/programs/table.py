@@ -19,7 +19,7 @@ import functools
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
+_NONE: Mapping[str, str] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Compile:
 class _Definition:
   function: Callable
   donate: tuple[int, ...]
+  options: Mapping[str, str]
 
 
 class _Listener(threading.local):
@@ -97,11 +99,14 @@ class ProgramTable:
     self._ahead: dict[Any, Future] = {}
     self._thread: ThreadPoolExecutor | None = None
 
-  def define(self, program: str, function: Callable, *, donate: tuple[int, ...] = ()) -> None:
-    """Names `function(*args, bucket)`; the arguments at the positions in `donate` are used up by a call."""
+  def define(
+    self, program: str, function: Callable, *, donate: tuple[int, ...] = (), simulated: Mapping[str, str] = _NONE
+  ) -> None:
+    """Names `function(*args, bucket)`; the arguments at the positions in `donate` are used up by a call. `simulated`:
+    options for XLA, name -> value, where several devices are simulated on a CPU."""
     if program in self._definitions:
       raise ValueError(f"program {program!r} is defined twice")
-    self._definitions[program] = _Definition(function, donate)
+    self._definitions[program] = _Definition(function, donate, simulated)
 
   def trace(self, program: str, bucket: int, *args: Any) -> jax.stages.Traced:
     """`program` at `bucket` before it is lowered: what it computes, by its jaxpr, on the arrays of all devices."""
@@ -165,15 +170,29 @@ class ProgramTable:
     _listener.planned = True
     try:
       with self._on_mesh():
-        executable = self.trace(program, bucket, *args).lower().compile()
+        executable = _compile(self.trace(program, bucket, *args).lower(), self._options(program))
     finally:
       _listener.planned = False
     cached = _listener.hits > hits
     self.compiles.append(Compile(program, bucket, time.perf_counter() - started, cached, ahead))
     return executable
 
+  def _options(self, program: str) -> Mapping[str, str]:
+    several = self._mesh is not None and self._mesh.size > 1
+    return self._definitions[program].options if several and self._mesh.devices.flat[0].platform == "cpu" else _NONE
+
   def _on_mesh(self) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+
+def _compile(lowered: jax.stages.Lowered, options: Mapping[str, str]) -> jax.stages.Compiled:
+  """With the options, unless this XLA does not know them: they are for speed, and their names come and go."""
+  try:
+    return lowered.compile(compiler_options=dict(options))
+  except jax.errors.JaxRuntimeError as error:
+    if not any(name in str(error) for name in options):
+      raise
+    return lowered.compile()
 
 
 def _place(error: FloatingPointError) -> str:

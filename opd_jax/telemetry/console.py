@@ -1,13 +1,12 @@
-"""What a person sees while a run goes on and when it ends: a live bar on a terminal, plain lines in a log.
+"""What a person sees while a run goes on and when it ends: a live view on a terminal, plain lines in a log.
 
-    terminal   step 40/100  loss 0.0213  H 32/64  5.1k tok/s  acc 62.5%  ━━━━━━━━╸━━━━━━  0:03:12
+    terminal   three lines that stay in their place (`live.py`)
     log        step 40/100  loss 0.0213  H 32/64  5.1k tok/s  eta 0:03:12  acc 62.5%
 
-Everything fits into 80 columns.
+A log's lines, and all tables, fit into 80 columns.
 """
 
 import collections
-import datetime
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,22 +14,24 @@ from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from opd_jax.telemetry.record import Row, RunRecord, Score, row_label, settings_line
+from opd_jax.telemetry.live import LiveView, Moment, spell
+from opd_jax.telemetry.record import Row, RunRecord, Score, row_label, seconds_by_part, settings_line
 
 WIDTH = 80
-RECENT_STEPS = 20  # over which speed is taken
+RECENT_STEPS = 20  # over which speed and the split of the time are taken
+_DRAWN_A_SECOND = 4.0  # however many steps that is
 
 
 class StepProgress:
   """Follows a run from step `start` (already done) to step `steps`. Use it as a context manager.
 
-  On a terminal every step moves the bar. In a log a line appears at the first and the last step, every `every` steps,
-  and at the latest `every_seconds` after the line before. `gap`: with the step's `decode_gap`, where its row has one
-  and the line has room.
+  On a terminal a live view is drawn. In a log, a notebook, or on a terminal that cannot move its cursor (TERM=dumb) a
+  line appears at the first and the last step, every `every` steps, and at the latest `every_seconds` after the line
+  before. `gap`: with the step's `decode_gap`, where its row has one and the line has room.
   """
 
   def __init__(
@@ -47,52 +48,52 @@ class StepProgress:
     self._steps, self._start, self._gap = steps, start, gap
     self._every, self._every_seconds, self._clock = every, every_seconds, clock
     self._console = _console(stream)
-    self._recent: collections.deque[tuple[float, float, float]] = collections.deque(maxlen=RECENT_STEPS)
+    self._recent: collections.deque[tuple[float, dict[str, float]]] = collections.deque(maxlen=RECENT_STEPS)
     self._shown, self._accuracy = "", ""
+    self._eval_seconds = 0.0  # since the step before
     self._last_line: float | None = None
-    self._bar = None
-    if self._console.is_terminal:
-      self._bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[eta]}", markup=False),
-        console=self._console,
-        expand=True,
-      )
-      self._task = self._bar.add_task(f"step {start}/{steps}", total=steps, completed=start, eta="")
+    self._view = self._live = None
+    if self._console.is_interactive:
+      self._view = LiveView(steps, start, clock)
+      self._live = Live(self._view, console=self._console, refresh_per_second=_DRAWN_A_SECOND)
 
   def __enter__(self) -> "StepProgress":
-    if self._bar is not None:
-      self._bar.start()
+    if self._live is not None:
+      self._live.start()
     return self
 
   def __exit__(self, *_: object) -> None:
-    if self._bar is not None:
-      self._bar.stop()
+    if self._live is not None:
+      self._live.stop()
 
   def step(self, row: Mapping[str, Any]) -> None:
     """A finished step: its row of `metrics.jsonl` (`step, loss, horizon, bucket, tokens, seconds_step`)."""
-    compiling, waiting, evaluating = (row.get(f"seconds_{name}") or 0.0 for name in ("compile", "compile_wait", "eval"))
-    self._recent.append((row["tokens"], row["seconds_step"] - compiling - waiting, evaluating))
+    parts = seconds_by_part(row)
+    parts["compile"] = parts.get("compile", 0.0) + parts.pop("compile_wait", 0.0)
+    parts["eval"], self._eval_seconds = self._eval_seconds, 0.0
+    self._recent.append((row["tokens"], parts))
+    seconds = collections.Counter()
+    for _, each in self._recent:
+      seconds.update(each)
+    whole, tokens = sum(seconds.values()), sum(tokens for tokens, _ in self._recent)
+    speed = tokens / max(whole - seconds["compile"] - seconds["eval"], 1e-9)
     # Compiling does not come again, so it is left out of what is to come; evaluations do come again.
-    tokens, seconds, evaluations = (sum(column) for column in zip(*self._recent))
-    speed = tokens / max(seconds - evaluations, 1e-9)
-    left = seconds / len(self._recent) * (self._steps - row["step"])
-    eta = str(datetime.timedelta(seconds=round(left)))
-    text = (
-      f"step {row['step']}/{self._steps}  loss {number(row['loss'], 3)}  "
-      f"H {row['horizon']}/{row['bucket']}  {count(speed)} tok/s"
-    )
-    gap = f"  gap {number(row['decode_gap'], 2)}" if self._gap and "decode_gap" in row else ""
-    if self._bar is not None:
-      self._bar.update(self._task, completed=row["step"], description=text + gap + self._accuracy, eta=eta)
+    left = (whole - seconds["compile"]) / len(self._recent) * (self._steps - row["step"])
+    loss, fields = number(row["loss"], 3), [f"H {row['horizon']}/{row['bucket']}", f"{count(speed)} tok/s"]
+    gap = f"gap {number(row['decode_gap'], 2)}" if self._gap and "decode_gap" in row else ""
+    if self._view is not None:
+      split = {part: spent / max(whole, 1e-9) for part, spent in seconds.most_common()}
+      self._view.losses.add(row["loss"])
+      self._view.moment = Moment(row["step"], (*fields, self._accuracy, gap), loss, split, left)
       return
     now = self._clock()
     due = row["step"] % self._every == 0 or self._last_line is None or now - self._last_line >= self._every_seconds
     if due or row["step"] == self._steps:
       self._last_line = now
-      rest = f"  eta {eta}{self._accuracy}"
-      self.note(text + (gap if len(text + gap + rest) <= WIDTH else "") + rest)
+      rest = [f"eta {spell(left)}", self._accuracy]
+      line = [f"step {row['step']}/{self._steps}", f"loss {loss}", *fields]
+      with_gap, without = ("  ".join(filter(None, [*line, *more, *rest])) for more in ([gap], []))
+      self.note(with_gap if len(with_gap) <= WIDTH else without)
 
   def evaluation(self, row: Mapping[str, Any]) -> None:
     """A finished evaluation: its row of `eval.jsonl`. The student's accuracy on the first set stays in view."""
@@ -101,7 +102,9 @@ class StepProgress:
     if row["model"] == "student":
       self._shown = self._shown or label
       if label == self._shown:
-        self._accuracy = f"  acc {percent(score.accuracy)}"
+        self._accuracy = f"acc {percent(score.accuracy)}"
+    if row["step"] > self._start:  # those before the first step do not come again
+      self._eval_seconds += row.get("seconds") or 0.0
     self.note(f"eval {label}  step {row['step']}  {row['model']} {_cell(score)}")
 
   def pair(self, rows: Sequence[tuple[str, str, str, str]]) -> None:
@@ -109,7 +112,7 @@ class StepProgress:
     _print_pair(self._console, rows)
 
   def note(self, message: str) -> None:
-    """One line of its own, above the bar where there is one."""
+    """One line of its own, above the live view where there is one."""
     # Text, not markup: a data set's name may hold brackets.
     self._console.print(Text(message), soft_wrap=True)
 
@@ -229,6 +232,11 @@ def _cell(score: Score | None) -> str:
 
 
 def _console(stream: TextIO | None) -> Console:
-  console = Console(file=stream or sys.stdout, highlight=False)
+  file = stream or sys.stdout
+  if hasattr(file, "reconfigure"):  # a log that is no UTF-8 must not end the run over a "±"
+    file.reconfigure(errors="replace")
+  console = Console(file=file, highlight=False, force_jupyter=False)
+  if console.is_interactive and file.isatty():
+    return console
   # A log has no width of its own, whatever COLUMNS says about the terminal that it was started from.
-  return console if console.is_terminal else Console(file=console.file, highlight=False, width=WIDTH)
+  return Console(file=file, highlight=False, force_jupyter=False, force_interactive=False, width=WIDTH)

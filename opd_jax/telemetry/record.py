@@ -5,6 +5,7 @@ killed run still works.
 """
 
 import bisect
+import collections
 import dataclasses
 import functools
 import itertools
@@ -73,15 +74,17 @@ class RunRecord:
     return self._spent[self._rows_until(step)][0]
 
   def training_seconds(self, step: int | None = None) -> float:
-    """Wall seconds of the steps up to `step`, evaluations left out: they belong to the watching, not the method."""
+    """Wall seconds of the steps up to `step`; evaluations are no part of them: they belong to the watching."""
     return self._spent[self._rows_until(step)][1]
 
   def seconds_split(self) -> dict[str, float]:
-    """Seconds of each recorded part over the run, and `other`: what is left of `seconds_step`."""
-    names = dict.fromkeys(name for row in self.metrics for name in row if name.startswith("seconds_"))
-    split = {name.removeprefix("seconds_"): sum(self.column(name)[1]) for name in names if name != "seconds_step"}
-    rest = sum(self.column("seconds_step")[1]) - sum(split.values())
-    return split | {"other": rest} if rest > 0 else split
+    """Wall seconds by part: what the steps name, `eval` of the evaluations, and `other`, the rest of the steps."""
+    split = collections.Counter()
+    for row in self.metrics:
+      split.update(seconds_by_part(row))
+    other = split.pop("other", 0.0)
+    split["eval"] = sum(_number(row, "seconds") for row in self.evaluations)
+    return {part: seconds for part, seconds in {**split, "other": other}.items() if seconds > 0}
 
   def compiles(self, name: str = "compiles") -> dict[int, int]:
     """step -> programs compiled in it, from `compiles_new` where rows have it. Otherwise from the column, which counts
@@ -128,8 +131,8 @@ class RunRecord:
     spent = [(0, 0.0)]
     for row in self.metrics:
       tokens, seconds = spent[-1]
-      seconds += (row.get("seconds_step") or 0.0) - (row.get("seconds_eval") or 0.0)
-      spent.append((tokens + (row.get("tokens") or 0), seconds))
+      seconds += _number(row, "seconds_step")
+      spent.append((tokens + int(_number(row, "tokens")), seconds))
     return spent
 
   def _rows_until(self, step: int | None) -> int:
@@ -156,6 +159,17 @@ def read_run(workdir: str | Path) -> RunRecord:
     evaluations=tuple(evaluations),
     samples=tuple(read_rows(path / "samples.jsonl")),
   )
+
+
+def seconds_by_part(row: Row) -> dict[str, float]:
+  """The parts of a step's wall time that its row names, and `other`: what they leave of `seconds_step`."""
+  parts = {
+    name.removeprefix("seconds_"): _number(row, name)
+    for name in row
+    if name.startswith("seconds_") and name != "seconds_step" and _number(row, name)
+  }
+  other = _number(row, "seconds_step") - sum(parts.values())
+  return parts | {"other": other} if other > 1e-9 else parts
 
 
 def settings_line(config: Row) -> str:
@@ -192,3 +206,9 @@ class _Unknown(dict):
 
   def __missing__(self, key: str) -> str:
     return "?"
+
+
+def _number(row: Row, name: str) -> float:
+  """A number of a row; 0 where it is missing, null, or something else."""
+  value = row.get(name)
+  return value if isinstance(value, int | float) else 0.0

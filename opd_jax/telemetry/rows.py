@@ -100,7 +100,7 @@ def _parse(path: Path) -> list[tuple[dict[str, Any], bytes]]:
       continue
     try:
       row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       # What follows the last newline was cut off while it was written. A row that lacks nothing but its newline
       # parses, and is kept: no proper prefix of a JSON object is one.
       if number == len(lines):

@@ -28,12 +28,13 @@ PAGE = """<!doctype html>
 }
 * { box-sizing: border-box; }
 body {
-  margin: 0; padding: 28px 20px 48px; background: var(--page); color: var(--ink);
+  margin: 0; padding: 28px 20px 48px; background: var(--page); color: var(--ink); overflow-wrap: break-word;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
 }
 main { max-width: 1240px; margin: 0 auto; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.05rem; margin: 36px 0 12px; break-after: avoid; }
+h2 + p { break-after: avoid; }
 p { margin: 0 0 8px; }
 .muted, figcaption small, th, dt { color: var(--muted); }
 .card { background: var(--surface); border: 1px solid var(--grid); border-radius: 10px; }
@@ -58,12 +59,13 @@ th, td { text-align: left; padding: 6px 14px; border-top: 1px solid var(--grid);
 thead th { border-top: 0; font-weight: 500; font-size: .85rem; white-space: nowrap; }
 td.n, th.n { text-align: right; white-space: nowrap; }
 tbody th { font-weight: 500; color: var(--ink); }
+th.run { overflow-wrap: anywhere; white-space: normal; min-width: 7em; }
 td.value { overflow-wrap: anywhere; font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .85rem; }
 tr.differs td.value { font-weight: 700; }
 .settings { columns: 3 330px; column-gap: 28px; padding: 8px 16px 14px; }
 .settings section { break-inside: avoid; padding-top: 10px; }
 .settings h3 { font-size: .85rem; margin: 0 0 2px; }
-dl { display: grid; grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); gap: 0 12px; margin: 0; font-size: .88rem; }
+dl { display: grid; grid-template-columns: minmax(0, 14em) minmax(0, 1fr); gap: 0 12px; margin: 0; font-size: .88rem; }
 dt, dd { padding: 2px 0; overflow-wrap: anywhere; }
 dd { margin: 0; font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .82rem; }
 pre {
@@ -99,10 +101,12 @@ pre.command { padding: 12px 16px; }
   .outcomes th, .outcomes .set { grid-column: 1 / -1; font-weight: 600; }
   .outcomes td[data-name]::before { content: attr(data-name) " "; color: var(--muted); font-size: .85rem; }
 }
+@page { margin: 14mm 12mm; }
 @media print {
   :root { --page: #ffffff; }
   body { padding: 0; font-size: 10pt; }
   .charts { grid-template-columns: 1fr 1fr; }
+  .sides { grid-template-columns: 1fr 1fr; } .settings { columns: 2; font-size: .9em; }
   .tiles { grid-template-columns: repeat(auto-fit, minmax(115px, 1fr)); gap: 8px; }
   .tile { padding: 8px 10px; } .tile b { font-size: 1.2rem; }
   .wide { overflow: visible; }
@@ -136,7 +140,8 @@ pre.command { padding: 12px 16px; }
 </tr></thead>
 <tbody>
 {% for row in outcomes %}
-<tr>{% if several %}<th>{{ key(row.run) }}{{ names[row.run] }}</th>{% endif %}<td class="set">{{ row.label }}</td>
+<tr>{% if several %}<th class="run">{{ key(row.run) }}{{ names[row.run] }}</th>{% endif %}
+<td class="set">{{ row.label }}</td>
 {% for name, value in row.cells.items() %}<td class="n" data-name="{{ name }}">{{ value }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>
@@ -150,7 +155,8 @@ pre.command { padding: 12px 16px; }
 </tr></thead>
 <tbody>
 {% for row in marks %}
-<tr>{% if several %}<th>{{ key(row.run) }}{{ names[row.run] }}</th>{% endif %}<td class="set">{{ row.label }}</td>
+<tr>{% if several %}<th class="run">{{ key(row.run) }}{{ names[row.run] }}</th>{% endif %}
+<td class="set">{{ row.label }}</td>
 <td data-name="model">{{ row.model }}</td>
 {% for name, value in row.cells.items() %}<td class="n" data-name="{{ name }}">{{ value }}</td>{% endfor %}</tr>
 {% endfor %}
@@ -199,7 +205,8 @@ pre.command { padding: 12px 16px; }
 {% if several %}
 <p class="muted">What differs between the runs stands first.</p>
 <div class="card wide"><table>
-<thead><tr><th>field</th>{% for name in names %}<th>{{ key(loop.index0) }}{{ name }}</th>{% endfor %}</tr></thead>
+<thead><tr><th>field</th>
+{% for name in names %}<th class="run">{{ key(loop.index0) }}{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in settings %}
 <tr class="{{ 'differs' if row.differs }}"><td>{{ row.field }}</td>

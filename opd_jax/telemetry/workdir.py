@@ -6,6 +6,7 @@
       metrics.jsonl                              one object a step
       eval.jsonl  samples.jsonl                  one object an evaluation; one object a graded sample
       tensorboard/                               the same numbers as events
+      wandb/  wandb_id                           and for Weights & Biases, where it is asked for
 
 `step` counts finished updates: the first row of `metrics.jsonl` is step 1, and an evaluation at step 0 is the student
 before training. In a row of `metrics.jsonl`, `tokens` are the tokens generated in that step, `seconds_step` is its
@@ -29,6 +30,7 @@ import filelock
 from opd_jax.errors import InputError
 from opd_jax.telemetry.events import EventFile
 from opd_jax.telemetry.rows import drop_rows_after, encode_row, plain, replace_file, writing
+from opd_jax.telemetry.wandb_run import WandbRun
 
 ROW_FILES = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
 
@@ -74,7 +76,7 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     config = json.loads(path.read_text())
   except FileNotFoundError:
     return {}
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise InputError(f"cannot read {path}: {error}; mend it or choose another --workdir") from error
   if not isinstance(config, dict):
     raise InputError(f"{path} is not a JSON object; mend it or choose another --workdir")
@@ -97,6 +99,10 @@ class RunLog:
   `resume_step` is the step of the checkpoint that the run goes on from: rows after it are dropped, for they will be
   written again. None starts afresh and empties the files. Nothing is buffered, so a killed process loses no row.
 
+  Attributes:
+    evaluations: the rows of eval.jsonl.
+    wandb: a run there that gets the numbers as well, closed with the log; None until somebody gives one.
+
   On a pod only one host writes: the others pass `writes=False` and hold no files (`evaluations` is then empty, so a
   decision taken on it must be the writing host's, sent to all).
   """
@@ -106,7 +112,8 @@ class RunLog:
   ):
     self.evaluations: list[dict[str, Any]] = []
     self._files = {}
-    self._tensorboard = None
+    self._tensorboard: EventFile | None = None
+    self.wandb: WandbRun | None = None
     if not writes:
       return
     self.workdir = make_workdir(workdir)
@@ -144,7 +151,10 @@ class RunLog:
     """Graded completions: `step, set, model, prompt, completion, answer, correct`."""
     self._append("samples.jsonl", rows)
 
-  def close(self) -> None:
+  def close(self, failed: bool = False) -> None:
+    """`failed`: the run ends by an exception."""
+    if self.wandb is not None:
+      self.wandb.close(failed)
     for file in self._files.values():
       file.close()
     if self._tensorboard is not None:
@@ -156,7 +166,7 @@ class RunLog:
   def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
     # What ends a run is told; that a full disk refuses the rest of the events as well is no news.
     with contextlib.suppress(InputError) if kind else contextlib.nullcontext():
-      self.close()
+      self.close(failed=kind is not None)
 
   def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
     if not self._files:
@@ -167,7 +177,10 @@ class RunLog:
         data = data[self._files[name].write(data) :]
 
   def _scalars(self, values: Mapping[str, Any], step: int) -> None:
-    if self._tensorboard is None:
+    sinks = [sink for sink in (self._tensorboard, self.wandb) if sink is not None]
+    if not sinks:
       return
     numbers = {tag: plain(value) for tag, value in values.items() if tag.rsplit("/", 1)[-1] != "step"}
-    self._tensorboard.scalars({tag: value for tag, value in numbers.items() if isinstance(value, int | float)}, step)
+    numbers = {tag: value for tag, value in numbers.items() if isinstance(value, int | float)}
+    for sink in sinks:
+      sink.scalars(numbers, step)

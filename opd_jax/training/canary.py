@@ -35,7 +35,6 @@ from opd_jax.rollout.token_sampling import MASKED
 from opd_jax.scoring import score
 from opd_jax.telemetry.rows import replace_file
 
-FILE = "canary.json"
 ROWS = 4  # prompts; a constant, since their answers are compared on whatever mesh the run goes on
 _COLUMNS = 32  # tokens of an answer at most
 
@@ -45,6 +44,11 @@ _TOLERANCES = {"float32": 0.1, "bfloat16": 0.5}
 # The share of it within one process: the same executable on the same arrays, so that most devices repeat every bit;
 # what is left is for collectives that do not add in a fixed order.
 _IN_MEMORY = 0.1
+
+
+def file_name(route: str) -> str:
+  """In the workdir: canary.json, or that of one teacher of several."""
+  return f"canary.{route}.json" if route else "canary.json"
 
 
 def columns(config: Config) -> int:
@@ -177,16 +181,16 @@ class Canary:
     here = tuple(tuple(now[: len(known)].tolist()) for known, now in zip(self.logprobs, logprob_bs, strict=True))
     return dataclasses.replace(self, logprobs=here, tolerance=_IN_MEMORY * self.tolerance)
 
-  def save(self, workdir: Path) -> None:
-    """canary.json, in one go."""
+  def save(self, workdir: Path, route: str = "") -> None:
+    """`file_name`, in one go."""
     rows = zip(self.prompts, self.answers, self.logprobs, strict=True)
     content = {"tolerance": self.tolerance, "rows": [dict(zip(("prompt", "answer", "logprobs"), row)) for row in rows]}
-    replace_file(workdir / FILE, json.dumps(content, allow_nan=False) + "\n")
+    replace_file(workdir / file_name(route), json.dumps(content, allow_nan=False) + "\n")
 
   @classmethod
-  def load(cls, workdir: Path) -> "Canary":
+  def load(cls, workdir: Path, route: str = "") -> "Canary":
     """Raises InputError where the file is not what `save` writes."""
-    path = workdir / FILE
+    path = workdir / file_name(route)
     try:
       content = json.loads(path.read_text())
       parts = [tuple(tuple(row[name]) for row in content["rows"]) for name in ("prompt", "answer", "logprobs")]
@@ -194,7 +198,7 @@ class Canary:
       if not all(len(ids) == len(known) > 0 for ids, known in zip(canary.answers, canary.logprobs)):
         raise ValueError("answers and log-probs do not go together")
       return canary
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
       raise InputError(
         f"{path} is damaged ({type(error).__name__}: {error}): move it away, and the teacher as it is now will be what "
         "it is compared with"

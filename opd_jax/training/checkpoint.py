@@ -1,8 +1,8 @@
 """What a run needs to go on as if it had never stopped, in Orbax checkpoints under WORKDIR/checkpoints.
 
-state     student (float32), optimizer, step; the teacher (float32) where it follows the student
+state     what is trained of the student (float32), optimizer, step; the teacher (float32) where it follows the student
 progress  step, seed (all random keys are folded from seed, step and row), data position, horizon state, updates skipped
-          in a row, identities of teacher and reference: hashes, never weights
+          in a row, identities of the models that are not trained: hashes, never weights
 manifest  size and checksum of every file of these: what is damaged is passed over, and named
 """
 
@@ -42,6 +42,7 @@ class Progress:
     teacher: `identity` of the folder that the teacher's weights come from.
     reference: of the reference's; "" where there is none.
     skips: updates skipped in a row, up to this step.
+    student: identity of the folder that a LoRA's frozen weights come from; "" where all weights are trained.
   """
 
   step: int
@@ -51,6 +52,7 @@ class Progress:
   teacher: str
   reference: str = ""
   skips: int = 0
+  student: str = ""
 
 
 class Checkpointer:
@@ -111,7 +113,7 @@ class Checkpointer:
         reason = f"none of them has the mark {self._best!r}" if self._best else "config.eval.keep_best is empty"
         raise InputError(f"{self._folder} has no best checkpoint: {reason}; name one of the steps {steps}")
       return self._checked(self._manager.best_step())
-    if not which.isdecimal() or int(which) not in steps:
+    if which not in map(str, steps):
       raise InputError(f"{self._folder} has no checkpoint {which!r}: take newest, best, or one of the steps {steps}")
     return self._checked(int(which))
 
@@ -142,12 +144,12 @@ class Checkpointer:
 
   def restore(self, template: TrainState, step: int | None = None) -> TrainState:
     """A checkpoint's state (None: the newest's), in the shapes, dtypes and shardings of `template` (see
-    `abstract_state`)."""
+    `abstract_state`); what is not trained of the student is the template's."""
     arrays = _arrays(template)
     placed = ocp.checkpoint_utils.construct_restore_args(arrays)
     restored = self._read(step, state=ocp.args.PyTreeRestore(arrays, restore_args=placed))["state"]
-    student = dataclasses.replace(template.student, params=restored["student"])
-    teacher = dataclasses.replace(student, params=restored["teacher"]) if template.teacher else None
+    student = template.student.with_trained(restored["student"])
+    teacher = template.teacher and dataclasses.replace(template.teacher, params=restored["teacher"])
     return TrainState(student, restored["opt_state"], restored["step"], teacher)
 
   def _read(self, step: int | None = None, **parts) -> Any:
@@ -163,10 +165,14 @@ class Checkpointer:
         f"checkpoint {self._folder / str(step)} is damaged or of another student ({reason}); {way}"
       ) from error
 
-  def close(self) -> None:
-    """Waits for saves that are under way. InputError where one cannot be written."""
+  def wait(self) -> None:
+    """Until what is being saved is on disk. InputError where it cannot be written."""
     with self._writing():
       self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, and lets the folder go."""
+    self.wait()
     self._manager.close()
 
   def _checked(self, step: int) -> int:
@@ -220,7 +226,7 @@ def _state_handler() -> ocp.PyTreeCheckpointHandler:
 
 def _arrays(state: TrainState) -> dict[str, Any]:
   """The state as plain containers: no class of ours in the format on disk."""
-  arrays = {"student": state.student.params, "opt_state": state.opt_state, "step": state.step}
+  arrays = {"student": state.student.trained, "opt_state": state.opt_state, "step": state.step}
   return arrays | ({"teacher": state.teacher.params} if state.teacher else {})
 
 

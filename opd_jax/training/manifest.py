@@ -57,7 +57,7 @@ def damage(folder: Path) -> str | None:
   try:
     written = json.loads((folder / MANIFEST).read_bytes())
     files, checksum = written["files"], written["checksum"]
-  except (OSError, ValueError, TypeError, KeyError):
+  except (OSError, ValueError, TypeError, KeyError, RecursionError):
     return f"{MANIFEST} cannot be read"
   if _sum_of(files) != checksum:
     return f"{MANIFEST} has other bytes than were written"

@@ -26,7 +26,7 @@ from opd_jax.training.ahead import too_late
 from opd_jax.training.batch import Answers, Batch, Prompts, draw_rows, lay_out_answers
 from opd_jax.training.checkpoint import Progress
 from opd_jax.training.programs import Architectures, Program, first_needs, list_programs
-from opd_jax.training.run import Run
+from opd_jax.training.run import OpenRun
 from opd_jax.training.skips import parameter_names
 from opd_jax.training.state import Frozen, TrainState
 
@@ -41,7 +41,7 @@ class Pipeline:
     progress: likewise.
   """
 
-  def __init__(self, run: Run, frozen: Frozen, state: TrainState, progress: Progress):
+  def __init__(self, run: OpenRun, frozen: Frozen, state: TrainState, progress: Progress):
     self.state, self.progress = state, progress
     self._run, self._frozen = run, frozen
     self._running: tuple[Metrics, dict[str, Any]] | None = None  # an update, and its row so far
@@ -112,7 +112,10 @@ class Pipeline:
     if self._row and self._row["skipped"] and self.progress.skips >= run.config.optimizer.skips:
       return self._take_row()
 
-    row, program, arguments = {"step": k + 1, "horizon": H, "bucket": bucket}, "update", (self._frozen, batch)
+    row, program = {"step": k + 1, "horizon": H, "bucket": bucket}, "update"
+    if route := self._route():
+      row["teacher"] = route
+    arguments = self._frozen.of_rows(route), batch
     if prefix is not None:
       program, arguments = "probe", (*arguments, np.int32(prefix))
       row["probe_prefix"] = prefix
@@ -177,6 +180,11 @@ class Pipeline:
     """Which prompts the next step takes."""
     run = self._run
     return run.stream.take(self.progress.data_position, run.config.rollout.prompts_per_step)
+
+  def _route(self) -> str:
+    """The name of the next step's teacher; "" where there is one for all rows."""
+    routes = self._run.prompts.routes
+    return routes[self._chosen()[0]] if routes else ""
 
   def _batch(self, k: int, H: int) -> tuple[Any, ...]:
     """What the rollout of step k reads beside the weights."""

@@ -103,9 +103,10 @@ class Program:
 
 
 def abstract_models(config: Config, models: Architectures, mesh: Mesh | AbstractMesh) -> tuple[TrainState, Frozen]:
-  """The whole training state and the models beside it, as they live on the mesh all through a run."""
+  """The whole training state and the models beside it, as they live on the mesh all through a run; of several teachers,
+  which are alike, one."""
   follows, c = config.teacher.ema > 0, config.teacher
-  state = abstract_state(models.student, make_optimizer(config), mesh, follows)
+  state = abstract_state(models.student, make_optimizer(config), mesh, follows, config.student)
   teacher = None if follows else abstract_model(models.teacher, c.dtype, mesh, TRAINING, int8=c.int8)
   reference = models.reference and abstract_model(models.reference, config.reference.dtype, mesh, TRAINING)
   return state, Frozen(teacher, reference)
@@ -192,10 +193,13 @@ def list_programs(
 
   def token_kls() -> list[Program]:
     rows, S = token_kl.shape(config, mesh)
+    coloured = rows and not config.teacher.routes
     prompts = array((rows, P), jnp.int32), array((rows, P), jnp.bool_)
     completions = array((rows, S), jnp.int32), array((rows, S), jnp.bool_)
     teacher = state.teacher or frozen.teacher
-    return [Program("token_kl", "student", S, rows, (state.student, teacher, *prompts, *completions))] if rows else []
+    return (
+      [Program("token_kl", "student", S, rows, (state.student, teacher, *prompts, *completions))] if coloured else []
+    )
 
   settings = [("evaluate_greedy", 1)] * c.greedy + [("evaluate_sampled", c.samples)] * bool(c.samples)
   evaluations = [

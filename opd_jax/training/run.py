@@ -8,7 +8,7 @@ for and not there yet.
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, Mesh
 from opd_jax import arithmetic, models
 from opd_jax import config as configs
 from opd_jax.config import Config
-from opd_jax.data import PromptSet, PromptStream, list_parts, locate, read_mixture
+from opd_jax.data import PromptSet, PromptStream, RoutedStream, list_parts, locate, read_mixture
 from opd_jax.distributed import make_mesh
 from opd_jax.errors import InputError
 from opd_jax.evaluation.evaluator import Evaluator, make_evaluator
@@ -48,20 +48,29 @@ _FREE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Taught:
+  """A teacher as a run knows it before it is read: its path, and what the student and it share."""
+
+  path: str
+  pair: Pair
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenRun:
   """Everything about a run that its steps do not change.
 
   Attributes:
     config, workdir: as given.
     mesh: of all models.
-    pair: what student and teacher share.
-    student_path, teacher_path: folders or hub ids, embedded names resolved.
+    pair: what student and teacher share; of several teachers, the first.
+    student_path, teacher_path: folders or hub ids, embedded names resolved; of several teachers, the first's.
     reference_path: likewise; "" where there is none.
     prompts: to train on.
     stream: the order in which they are taken.
     evaluator: None without an evaluation set.
     horizon: the schedule.
     table: of the run's programs.
+    routes: name -> teacher, under `teacher.routes`; None where there is one for all rows.
   """
 
   config: Config
@@ -72,13 +81,19 @@ class Run:
   teacher_path: str
   reference_path: str
   prompts: PromptSet
-  stream: PromptStream
+  stream: PromptStream | RoutedStream
   evaluator: Evaluator | None
   horizon: Horizon
   table: ProgramTable
+  routes: Mapping[str, Taught] | None = None
+
+  @property
+  def teachers(self) -> Mapping[str, Taught]:
+    """name -> teacher; the only one is called ""."""
+    return self.routes or {"": Taught(self.teacher_path, self.pair)}
 
 
-def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.Device] | None = None) -> Run:
+def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.Device] | None = None) -> OpenRun:
   """Checks all input, reads tokenizers and prompts, and makes the embedded models where they are asked for.
 
   `devices`: those of the mesh; None: all there are.
@@ -99,6 +114,9 @@ def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.D
   model_paths = tuple(map(arithmetic.outline, given))
   pair = open_pair(*model_paths, own_template=bool(c.data.teacher_template))
   check_heads(Architectures(pair.student, pair.teacher, pair.reference), mesh)
+  routes = _open_routes(c, model_paths[0]) if c.teacher.routes else None
+  if c.student.lora.rank:
+    models.factor_table(pair.student, c.student.lora)  # are there such weights?
   prompts, counts = read_mixture(
     [dataclasses.replace(part, path=arithmetic.outline(part.path)) for part in parts],
     tokenizer=pair.tokenizer,
@@ -106,8 +124,9 @@ def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.D
     stop_ids=pair.eos_ids if c.objective.dataset_share else (),
     teacher_tokenizer=pair.teacher_tokenizer if c.data.teacher_template else None,
     max_teacher=c.teacher_prompt,
+    routes=tuple(routes or ()),
   )
-  stream = PromptStream(counts, [part.weight for part in parts], c.seed)
+  stream = _make_stream(c, prompts, counts, [part.weight for part in parts], routes)
   table = ProgramTable(mesh)
   masked = (
     pair.tokenizer.single_ids(texts, f"config.objective.{field}")
@@ -117,12 +136,40 @@ def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.D
   define_evaluation(table, c, pair.eos_ids, pair.vocab_size)
   define_canary(table, pair.vocab_size)
   evaluator = make_evaluator(c, table, mesh, pair.tokenizer, sources) if sources else None
-  for path in filter(None, given):
+  for path in filter(None, (*given, *c.teachers.values())):
     if arithmetic.is_embedded(path):
       arithmetic.make(path)
     else:
       models.check(path)
-  return Run(c, workdir, mesh, pair, *model_paths, prompts, stream, evaluator, c.horizon.build(), table)
+  return OpenRun(c, workdir, mesh, pair, *model_paths, prompts, stream, evaluator, c.horizon.build(), table, routes)
+
+
+def _open_routes(config: Config, student_path: str) -> dict[str, Taught]:
+  """The teachers of `teacher.routes`. Raises InputError where one does not go with the student, or with the others."""
+  routes = {}
+  for name, given in config.teachers.items():
+    path = arithmetic.outline(given)
+    routes[name] = Taught(path, open_pair(student_path, path))
+  check_alike({name: taught.pair.teacher for name, taught in routes.items()})
+  return routes
+
+
+def _make_stream(
+  config: Config,
+  prompts: PromptSet,
+  counts: Sequence[int],
+  weights: Sequence[float],
+  routes: Mapping[str, Taught] | None,
+) -> PromptStream | RoutedStream:
+  if routes is None:
+    return PromptStream(counts, weights, config.seed)
+  for name in routes:
+    if name not in prompts.routes:
+      raise InputError(
+        f"config.teacher.routes has {name}, and no prompt that is short enough names it in "
+        f"`{config.data.teacher_field}`: leave it out"
+      )
+  return RoutedStream(prompts.routes, counts, weights, config.seed, config.rollout.prompts_per_step)
 
 
 def open_model(
@@ -228,10 +275,21 @@ def check_heads(models: Architectures, mesh: Mesh | AbstractMesh) -> None:
       )
 
 
+def check_alike(teachers: Mapping[str, models.Architecture]) -> None:
+  """Raises InputError where one of several teachers is of another architecture than the first: one program scores with
+  any of them."""
+  (first, expected), *others = teachers.items()
+  for name, architecture in others:
+    if architecture.computation != expected.computation:
+      raise InputError(
+        f"config.teacher.routes: {name} is of another architecture than {first}: the teachers of a run must share one"
+      )
+
+
 def _check_workdir(config: Config, workdir: Path) -> None:
   """Refuses the workdir of another run."""
-  if workdir.exists() and not workdir.is_dir():
-    raise InputError(f"--workdir={workdir} is a file: give a folder")
+  if os.path.exists(workdir) and not os.path.isdir(workdir):
+    raise InputError(f"the workdir {workdir} is a file: give a folder")
   old = read_config(workdir)
   if not old:
     return
@@ -242,6 +300,6 @@ def _check_workdir(config: Config, workdir: Path) -> None:
     refused.append("steps (the learning rate's schedule depends on it)")
   if refused:
     raise InputError(
-      f"--workdir={workdir} belongs to a run of another config (it differs in {', '.join(refused)}): choose another "
+      f"the workdir {workdir} belongs to a run of another config (it differs in {', '.join(refused)}): choose another "
       "--workdir, or the old values"
     )

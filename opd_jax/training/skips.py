@@ -50,14 +50,14 @@ def take(sound: jax.Array, new: TrainState, old: TrainState) -> TrainState:
 
 
 def parameter_names(model: Model) -> list[str]:
-  """Of a model's arrays, or a gradient's, in the order of their leaves."""
-  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(model.params)]
+  """Of the arrays of a model that are trained, or of a gradient's, in the order of their leaves."""
+  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(model.trained)]
   return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
 
 
 def first_broken(model: Model) -> str | None:
-  """The first parameter that holds a number that is not finite. Every process of a cluster must call it."""
-  finite = jax.jit(lambda params: jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]))(model.params)
+  """The first trained parameter that holds a number that is not finite. Every process of a cluster must call it."""
+  finite = jax.jit(lambda params: jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]))(model.trained)
   return next((name for name, whole in zip(parameter_names(model), fetch(finite)) if not whole), None)
 
 

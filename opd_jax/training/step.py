@@ -39,6 +39,11 @@ from opd_jax.training import skips
 from opd_jax.training.batch import Batch
 from opd_jax.training.state import Frozen, TrainState, make_optimizer, state_specs
 
+# XLA for CPU hands products and sums to YNNPACK, whose graphs are built at a program's first call, by each simulated
+# device for itself: half a step's time, in the step after the horizon has grown. The sums are half of them, and are as
+# fast without; the products stay, for in XLA's own form they can leave the devices' threads waiting for one another.
+_SIMULATED = {"xla_cpu_experimental_ynn_fusion_type": "-LIBRARY_FUSION_TYPE_REDUCE"}
+
 
 def define_programs(
   table: ProgramTable,
@@ -83,7 +88,7 @@ def define_programs(
     compare_decoding=(c.temperature or 1.0) == config.objective.temperature,  # greedy: log-probs at temperature 1
   )
   for name in ("update", "probe"):
-    table.define(name, training, donate=(0,))
+    table.define(name, training, donate=(0,), simulated=_SIMULATED)
 
 
 def update(
@@ -108,7 +113,7 @@ def update(
   """One optimizer step on a batch.
 
   Args:
-    state: float32 master weights and optimizer state; and the teacher, where it follows the student.
+    state: float32 master weights (or factors) and optimizer state; and the teacher, where it follows the student.
     frozen: the other models that are scored. None of them is differentiated.
     batch: the rollout [B, P + S] with S = `bucket`, and what goes with it.
     prefix: int32 scalar, tokens of a response; asks what the gradient of these alone has to do with the whole one.
@@ -128,8 +133,8 @@ def update(
     the valid tokens of the global batch: loss in nats a token, entropies of both models in nats, tokens, completion
     length, share of rows that were cut, those of `objectives.diagnose` and `repetition`; of the update: `skipped`, 0 or
     1, `grad_norm` before clipping, `largest_gradient`, the parameter that has most of it (`skips.measure`),
-    `update_ratio`, its norm over that of the weights, and `moved`, the share of weights that it changes as bfloat16
-    would hold them (arXiv 2606.13657: few move far).
+    `update_ratio`, its norm over that of the weights (or factors) that are trained, and `moved`, the share of them that
+    it changes as bfloat16 would hold them (arXiv 2606.13657: few move far).
 
     And how far the student that wrote is from the same student as it is scored here (d = log p scored - log p when
     written): `decode_gap`, the mean of |d| in nats, and `decode_kl`, the mean of exp(d) - 1 - d, which estimates
@@ -184,16 +189,16 @@ def update(
       of_reference = Reading(score(frozen.reference, *prompts, *completions), frozen.reference.split_head())
 
     def loss_of(params):
-      model = dataclasses.replace(student, params=params)
+      model = student.with_trained(params)
       of_student = Reading(score(model, *prompts, *completions, remat=remat), model.split_head())
       loss = objective(of_student, of_teacher, signals, of_reference, prefix)
       return loss.value, metrics_of(loss, part)
 
     if prefix is None:
-      gradient, metrics = jax.grad(loss_of, has_aux=True)(student.params)
+      gradient, metrics = jax.grad(loss_of, has_aux=True)(student.trained)
       gradients = (gradient,)
     else:
-      _, pull, metrics = jax.vjp(loss_of, student.params, has_aux=True)
+      _, pull, metrics = jax.vjp(loss_of, student.trained, has_aux=True)
       gradients = tuple(pull(one)[0] for one in jnp.eye(2))
     metrics |= {
       "tokens": Total(rows.completion_mask_bs.sum(dtype=jnp.float32)),
@@ -212,8 +217,9 @@ def update(
     gradient = jax.tree.map(jnp.add, *gradients)
     metrics |= _compare(gradients[0], gradient)
 
-  updates, opt_state = optimizer.update(gradient, state.opt_state, state.student.params)
-  learned = dataclasses.replace(state.student, params=optax.apply_updates(state.student.params, updates))
+  trained = state.student.trained
+  updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
+  learned = state.student.with_trained(optax.apply_updates(trained, updates))
   new = TrainState(learned, opt_state, state.step, _follow(state.teacher, learned, ema))
   gradient_norm, largest = skips.measure(gradient)
   update_norm = optax.tree.norm(updates)
@@ -222,9 +228,9 @@ def update(
   metrics["grad_norm"] = Total(gradient_norm)
   metrics["largest_gradient"] = Total(largest)
   metrics["skipped"] = Total(~sound)
-  ratio = update_norm / optax.tree.norm(state.student.params)
+  ratio = update_norm / optax.tree.norm(trained)
   metrics["update_ratio"] = Total(jnp.where(sound, ratio, 0.0))
-  metrics["moved"] = _moved(state.student.params, new.student.params)
+  metrics["moved"] = _moved(trained, new.student.trained)
   if batch.answers:
     metrics["dataset_rows"] = Total(batch.answers.from_data_b.sum(dtype=jnp.float32))
   return _pinned(new, optimizer), metrics
@@ -259,7 +265,7 @@ def _pinned(state: TrainState, optimizer: optax.GradientTransformation) -> Train
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return state
-  specs = state_specs(state.student.config, optimizer, mesh, follows=state.teacher is not None)
+  specs = state_specs(state.student, optimizer, mesh, follows=state.teacher is not None)
   return jax.lax.with_sharding_constraint(state, specs)
 
 

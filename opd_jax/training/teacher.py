@@ -5,6 +5,8 @@ full precision ─► hidden states of the first prompts ─┐
 int8           ─► hidden states of the same prompts ──┘   (one head for both: it stays as it is)
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,28 +17,32 @@ from opd_jax.models import Model
 from opd_jax.objectives import Call, Reading, diverge
 from opd_jax.scoring import score
 from opd_jax.telemetry.metrics import Ratio
-from opd_jax.training.run import Run
+from opd_jax.training.run import OpenRun
 from opd_jax.training.state import Frozen
 
 
-def load_frozen(run: Run) -> tuple[Frozen, dict[str, float]]:
-  """The models on the run's mesh that do not change, and the metrics of `load_teacher`."""
-  c = run.config
-  teacher, about_teacher = (None, {}) if c.teacher.ema else load_teacher(run)
-  if not run.reference_path:
-    return Frozen(teacher), about_teacher
-  reference = models.load(run.reference_path, dtype=jnp.dtype(c.reference.dtype), mesh=run.mesh)
-  return Frozen(teacher, reference), about_teacher
+def load_frozen(run: OpenRun) -> tuple[Frozen, dict[str, float]]:
+  """The models on the run's mesh that do not change, and the metrics of `load_teacher`: of several teachers, the
+  largest."""
+  c, teachers, about = run.config, {}, {}
+  for name in () if c.teacher.ema else run.teachers:
+    teachers[name], metrics = load_teacher(run, name)
+    about = {key: max(value, about.get(key, value)) for key, value in metrics.items()}
+  reference = None
+  if run.reference_path:
+    reference = models.load(run.reference_path, dtype=jnp.dtype(c.reference.dtype), mesh=run.mesh)
+  return Frozen(next(iter(teachers.values()), None), reference, teachers if run.routes else None), about
 
 
-def load_teacher(run: Run) -> tuple[Model, dict[str, float]]:
-  """The teacher on the run's mesh, and metrics about it.
+def load_teacher(run: OpenRun, name: str = "") -> tuple[Model, dict[str, float]]:
+  """The only teacher, or the one of that name, on the run's mesh, and metrics about it.
 
   Under `teacher.int8` these are `teacher_int8_kl` and `teacher_int8_kl_max`: mean and largest KL(full || int8) in nats
   a token, over the positions of the run's first prompts that predict a prompt token. Otherwise there are none.
   """
   config = run.config
-  teacher = models.load(run.teacher_path, dtype=jnp.dtype(config.teacher.dtype), mesh=run.mesh)
+  teacher = models.load(run.teachers[name].path, dtype=jnp.dtype(config.teacher.dtype), mesh=run.mesh)
+  teacher = dataclasses.replace(teacher, config=run.pair.teacher)  # of several, so that one program takes any
   if not config.teacher.int8:
     return teacher, {}
   prompts = place_rows(run.mesh, _first_prompts(run))
@@ -55,7 +61,12 @@ def load_teacher(run: Run) -> tuple[Model, dict[str, float]]:
   return teacher, {"teacher_int8_kl": mean.to_float(), "teacher_int8_kl_max": float(largest)}
 
 
-def _first_prompts(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def marked_as(name: str) -> str:
+  """What a teacher is called in eval.jsonl: the only one, whose name is "", `teacher`."""
+  return f"teacher {name}" if name else "teacher"
+
+
+def _first_prompts(run: OpenRun) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
   """Those of step 1 as `score` takes them: the first token as the prompt, the others as if they had been written."""
   c = run.config.rollout
   chosen = run.stream.take(0, c.prompts_per_step)

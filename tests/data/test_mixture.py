@@ -272,9 +272,18 @@ def test_a_teacher_reads_prompts_in_its_own_template(tiny_pair, tiny_config, tmp
     (["data.thinking=maybe"], "data.thinking"),
     (["data.teacher_template=own", "data.chat=false"], "empty where data.chat is off"),
     (["data.thinking=on"], "leave it empty"),
+    (["data.teacher_template=own"], r"teacher_template is 'own', but .*teacher has no chat template"),
+    (["data.system={long}"], r"max_prompt allows 32; raise the limit, or shorten config\.data\.system, which every"),
+    (["data.mixture=()", "data.path="], "config.data.path is '': .* or data.mixture several"),
+    (["data.path=", "data.mixture=('{empty}',)"], r"empty\.jsonl is empty: it has no rows"),
+    (["data.path=gsm8k"], r"gsm8k does not exist.*opd_jax\.prepare makes one of a name such as gsm8k"),
+    (["data.answer_field=anser"], r"has no field `anser` \(did you mean `answer`\?\); fields present: prompt, answer"),
+    (["eval.path={pair}/prompts.jsonl", "eval.grader=gsmk8"], r"unknown grader `gsmk8` \(did you mean `gsm8k`"),
   ],
 )
 def test_what_does_not_go_together_is_refused(tiny_pair, tiny_config, tmp_path, flags, words):
+  (tmp_path / "empty.jsonl").touch()
+  names = {"pair": tiny_pair, "empty": tmp_path / "empty.jsonl", "long": "Think step by step. " * 40}
   with pytest.raises(InputError, match=words):
-    open_run(load_config(tiny_config, [f"--config.{flag.format(pair=tiny_pair)}" for flag in flags]), tmp_path / "w")
+    open_run(load_config(tiny_config, [f"--config.{flag.format(**names)}" for flag in flags]), tmp_path / "w")
   assert not (tmp_path / "w").exists()

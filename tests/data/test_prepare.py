@@ -125,6 +125,9 @@ def test_what_is_no_data_set_is_named(tmp_path):
   assert "neither .jsonl nor .parquet files" in refusal(tmp_path, out, **FIELDS)
   (tmp_path / "a.csv").write_text("question\n")
   assert "its ending `.csv`" in refusal(tmp_path / "a.csv", out, **FIELDS)
+  unknown = refusal("race/hihg", out, **FIELDS)
+  assert "`race` has no config `hihg` (did you mean `high`?); known: high, middle" in unknown
+  assert "`gsm8k` has no configs: give gsm8k alone" in refusal("gsm8k/main", out, **FIELDS)
   message = refusal("gsm8k", out, prompt_field="qestion")
   assert "(did you mean `question`?); fields present: " in message and "short_answer" in message
   assert not list(tmp_path.rglob("*.array_record*"))

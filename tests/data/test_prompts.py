@@ -56,7 +56,10 @@ def test_answers_as_ids_and_prompts_for_the_teacher(small, tmp_path):
   assert [list(ids) for ids in prompts.teacher_ids] == [small.encode_prompt(hints[i]) for i in (0, 2)]
   assert [small.hf.decode(ids) for ids in prompts.answer_ids] == ["0<|im_end|>", "2<|im_end|>"]
   assert len(prompts.token_ids) == 2 and read(path, small).answer_ids == read(path, small).teacher_ids == ()
-  expected = f"the limit is 100, the teacher: the shortest has {min(lengths)} tokens, the limit is 3"
+  expected = (
+    "config.rollout.max_prompt allows 100, "
+    f"the teacher's has {min(lengths)} tokens and config.rollout.max_teacher_prompt allows 3"
+  )
   assert expected in refusal(path, small, teacher_field="hint", max_teacher=3)
   assert "hint" in refusal(write_jsonl(tmp_path / "b.jsonl", rows[:1]), small, teacher_field="hnt", max_teacher=99)
 
@@ -171,7 +174,7 @@ def test_a_missing_parquet_field_names_those_present(small, tmp_path):
 def test_empty_prompts_and_prompts_that_are_all_too_long(small, tmp_path):
   path = write_jsonl(tmp_path / "a.jsonl", [{"question": "How many?", "answer": "1"}] * 2)
   shortest = len(small.encode_prompt("How many?"))
-  expected = f"the shortest has {shortest} tokens, the limit is {shortest - 1}"
+  expected = f"the shortest has {shortest} tokens and config.rollout.max_prompt allows {shortest - 1}"
   assert expected in refusal(path, small, max_prompt=shortest - 1)
   path = write_jsonl(tmp_path / "b.jsonl", [{"question": "", "answer": "1"}])
   assert "line 1: the prompt in `question` is empty" in refusal(path, small, framing=Framing(chat=False))

@@ -1,7 +1,7 @@
 import itertools
 import json
 import os
-import re
+import random
 import signal
 import subprocess
 import sys
@@ -12,10 +12,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.grading.forms import GSM8K, MATH
+from benchmarks.grading.hostile import HOSTILE
 from opd_jax.errors import InputError
 from opd_jax.evaluation import grade, graders, register
 
-SUFFIX = "Please reason step by step, and put your final answer within \\boxed{}."
 CALL_SECONDS = 5.0
 
 
@@ -42,55 +43,43 @@ def short_limit(monkeypatch):
   monkeypatch.setattr(graders, "SECONDS", 0.8)
 
 
-def fraction(answer):
-  return re.fullmatch(r"(-?)\\d?frac\{(\d+)\}\{(\d+)\}", answer)
+def drawn(write, answers, count=30):
+  """(answer, response) of so many answers that a form fits, the same ones every time."""
+  fitting = [(answer, response) for answer in answers if (response := write(answer)) is not None]
+  return random.Random(0).sample(fitting, min(count, len(fitting)))
 
 
-# How models write an answer: (name, answer -> response, or None where the form does not fit, every n-th answer)
-FORMS = {
-  "boxed": (lambda a: f"So we get\n\\[ \\boxed{{{a}}} \\]", 1),
-  "boxed in a sentence": (lambda a: f"Thus the answer is $\\boxed{{{a}}}$.", 1),
-  "after thinking": (lambda a: f"<think>perhaps \\boxed{{99}}</think>It is \\boxed{{{a}}}.", 1),
-  "final answer": (lambda a: f"Work.\n\nThe final answer is ${a}$.", 1),
-  "bold answer": (lambda a: f"Work.\n\n**Answer:** ${a}$", 1),
-  "answer on its own line": (lambda a: f"Work.\n\nAnswer: {a}", 1),
-  "last sentence": (lambda a: f"We added the two parts. Therefore the value is ${a}$.", 4),
-  "dfrac": (lambda a: f"\\boxed{{{a}}}".replace("\\frac", "\\dfrac"), 1),
-  "units": (lambda a: f"\\boxed{{{a} \\text{{ cm}}}}" if re.fullmatch(r"[\d.,]+", a) or fraction(a) else None, 4),
-  "slash": (lambda a: fraction(a) and "The answer is {}{}/{}.".format(*fraction(a).groups()), 1),
-  "decimal": (lambda a: fraction(a) and f"\\boxed{{{fraction(a)[1]}{int(fraction(a)[2]) / int(fraction(a)[3])}}}", 1),
-  "assignment": (lambda a: f"\\boxed{{x = {a}}}" if re.fullmatch(r"[-\d.]+|.*frac.*", a) else None, 2),
-  "words around a number": (lambda a: f"So there are {a} of them." if re.fullmatch(r"\d+(\.\d+)?", a) else None, 4),
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_reference_answers_are_right_in_every_form(contest, form):
-  write, step = FORMS[form]
-  answers = [answer for _, answer in contest if write(answer)][::step]
-  wrong = [answer for answer in answers if not grade("math", write(answer), answer)]
-  assert len(answers) >= 40
-  assert len(wrong) <= 0.01 * len(answers), wrong
+def test_reference_answers_are_right_in_every_form(contest):
+  """A sample; `python -m benchmarks.grading` grades them all."""
+  answers = [answer for _, answer in contest]
+  samples = {form: drawn(write, answers) for form, write in MATH.items()}
+  assert all(len(sample) >= 5 for sample in samples.values())
+  graded = [
+    (form, answer, grade("math", response, answer)) for form, sample in samples.items() for answer, response in sample
+  ]
+  wrong = [(form, answer) for form, answer, right in graded if not right]
+  assert len(graded) >= 500 and len(wrong) <= 0.01 * len(graded), wrong
 
 
 def test_one_reference_answer_is_not_another(contest):
   pairs = [(one, other) for (_, one), (_, other) in itertools.pairwise(contest) if one.strip(".0") != other.strip(".0")]
   pairs.remove(("5", "x=5"))
-  assert [pair for pair in pairs if grade("math", f"\\boxed{{{pair[0]}}}", pair[1])] == []
+  assert [pair for pair in pairs[::8] if grade("math", f"\\boxed{{{pair[0]}}}", pair[1])] == []
 
 
 def test_repeated_prompts_are_wrong(contest):
-  assert [answer for prompt, answer in contest[::3] if grade("math", prompt, answer)] == []
+  assert [answer for prompt, answer in contest[::6] if grade("math", prompt, answer)] == []
 
 
-@pytest.mark.parametrize("write", ["{}", "So she has ${:,} left.", "#### {:,}", "\\boxed{{{}}}", "It is **${}.00**."])
-def test_gsm8k_references_are_right(shared, write):
+def test_gsm8k_references_are_right(shared):
   rows = [json.loads(line) for line in (shared / "gsm8k/test.jsonl").open(encoding="utf-8")]
   assert len(rows) == 1319
+  references = {row["answer"].rpartition("####")[2].strip().replace(",", ""): row["answer"] for row in rows}
   assert all(grade("gsm8k", row["answer"], row["answer"]) for row in rows)
-  values = [int(row["answer"].rpartition("####")[2].replace(",", "")) for row in rows]
-  assert all(grade("gsm8k", write.format(value), row["answer"]) for value, row in zip(values, rows))
-  assert not any(grade("gsm8k", write.format(value + 1), row["answer"]) for value, row in zip(values, rows))
+  for form, write in GSM8K.items():
+    for value, response in drawn(write, references, 100):
+      assert grade("gsm8k", response, references[value]), (form, response)
+      assert not grade("gsm8k", write(str(int(value) + 1)), references[value]), (form, response)
   assert not any(grade("gsm8k", row["question"], row["answer"]) for row in rows if row["question"].endswith("?"))
 
 
@@ -116,6 +105,10 @@ def test_gsm8k_references_are_right(shared, write):
     ("\\boxed{\\begin{bmatrix} 1 \\\\ 2 \\end{bmatrix}}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
     ("The minimum is \\(\\frac{3}{4}\\).", "\\frac34"),
     ("So\n\\[\nx = 5\n\\]", "5"),
+    ("So the graph is an **Ellipse**.", "\\text{ellipse}"),
+    ("\\boxed{√(x+1) + 2√3}", "\\sqrt{x+1} + 2\\sqrt{3}"),
+    ("The answer is 12π cm².", "12\\pi"),
+    ("\\boxed{x ≠ 3}", "x \\ne 3"),
   ],
 )
 def test_other_ways_to_write_the_same_are_right(response, answer):
@@ -168,63 +161,17 @@ def test_exact_forgives_white_space_only():
     ("\\boxed{1 \\frac{4}{5}}", "\\frac{4}{5}"),
     ("The answer is Edward.", "\\text{Evelyn}"),
     ("\\boxed{B}", "\\text{(C)}"),
+    ("So it must be Edward.", "\\text{Evelyn}"),
+    ("So it is not east.", "\\text{east}"),
+    ("It is either odd or even.", "\\text{even}"),
+    ("So it must be (c).", "\\text{(C)}"),
+    ("\\boxed{x ≤ 3}", "x \\ge 3"),
+    ("\\boxed{x ≠ 3}", "x = 3"),
+    ("\\boxed{2π}", "2"),
   ],
 )
 def test_near_misses_are_wrong(response, answer):
   assert not grade("math", response, answer)
-
-
-BOXED = [
-  *(
-    "9^{9^{9^{9}}}",
-    "10^{10^{10}}",
-    "99999999!",
-    "(10^9)!!",
-    "\\prod_{n=1}^{99999999} n",
-    "\\binom{10^9}{5\\cdot 10^8}",
-  ),
-  *("\\int_0^{10^{9}} e^{x^x} dx", "(x+1)^{100000}", "42^{42^{42^{42}}}-42^{42^{42^{42}}}+41", "\\cos(10^{10^{10}})"),
-  *("(" * 400 + "42" + ")" * 399, "{" * 400, "(" * 900, "\\frac{" * 150 + "1", "x^{" * 200 + "2" + "}" * 200),
-  *("+".join(["1"] * 400), "1" * 999, "1" * 5000, "\\sin(" * 50, "\\sqrt{" * 90 + "x" + "}" * 90, "e^{10^{100}}"),
-  *("1/0", "\\frac{0}{0}", "\\infty", "nan", "\\log(0)", "\\frac{42}{0}", "", "   ", "\x00", "\ud800", "𝟒𝟑", "x"),
-  *("41", "4 2", "-42", "42i", "0.42", "41.9999", "\\pm 42", "\\{41,42\\}", "[41,43]", "42 \\text{ or } 43"),
-  *(
-    "__import__('os').system('kill -9 $PPID')",
-    "exit()",
-    "\\text{forty-two}",
-    "\\text{not }42",
-    "\\neq 42",
-    "42\\text{ is wrong}",
-    "42_5",
-    ">42",
-    "42 \\text{ and } 41",
-    "4.2 \\times 10^2",
-  ),
-]
-MATH = [
-  *("", "\\boxed{42", "\\boxed{" * 15000, "}" * 100_000, "a" * 100_000, "$" * 100_000, "$" + "x+" * 50_000 + "$"),
-  *("1+" * 50_000 + "1", "\\boxed{1} " * 10_000, "<think>\\boxed{42}" * 3000 + "</think>", "9" * 100_000),
-  *("answer is " * 10_000, "Answer: " * 12_000, "(" * 100_000, "\\frac" * 20_000, "[ " * 50_000, "\\[" * 50_000),
-  *(
-    "The answer is 41 or 42.",
-    "The answer is not 42.",
-    "It is more than 42.",
-    "\\boxed{42} wait, no, \\boxed{41}",
-    "What is 42?",
-    f"Find 42. {SUFFIX}",
-  ),
-  *("<think>The answer is 42</think> I do not know", "\n" * 100_000 + "?", "So x = " + "$1$ and " * 20_000),
-]
-GSM8K = ["9" * 100_000, "1," * 50_000, "1.1." * 25_000, "#### " * 20_000, "#### 41\n42", "-42", "42.5", "41 or 43", ""]
-GSM8K += ["How much is 42?", "1e400", "-" * 100_000, "420", "#### 42 41"]
-CHOICE = ["( " * 50_000 + "B", "A," * 50_000, "B" * 100_000, "A and " * 20_000, "answer: " * 10_000, "I", ""]
-HOSTILE = [
-  *(("math", f"\\boxed{{{text}}}", "42") for text in BOXED),
-  *(("math", text, "42") for text in MATH),
-  *(("gsm8k", text, "42") for text in GSM8K),
-  *(("choice", text, "B") for text in CHOICE),
-  *(("exact", text, "42") for text in ("42 42", "42" * 40_000, "\x00", "")),
-]
 
 
 def test_wrong_and_hostile_answers_are_wrong_and_take_seconds_at_most(short_limit):

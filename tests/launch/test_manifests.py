@@ -10,7 +10,7 @@ import yaml
 
 from opd_jax import command_line
 from opd_jax.distributed.mesh import mesh_shape
-from opd_jax.training.loop import PREEMPTED
+from opd_jax.train import PREEMPTED
 from tests.launch.conftest import write_program
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -55,7 +55,6 @@ def make_run(tmp_path) -> Callable[..., Path]:
             "seconds_step": 1.0,
             "seconds_rollout": 0.5,
             "seconds_update": 0.25,
-            "seconds_eval": 0.125,
             "completion_length": 0.5 * horizon,
             "truncated": 0.5,
             "loss_by_position": [1.0 / step, 0.5 / step, float("nan"), 0.0],
@@ -75,4 +74,5 @@ def evaluation(step: int, model: str, accuracy: float) -> dict:
     "temperature": 0.0,
     "accuracy": accuracy,
     "stderr": 0.03,
+    "seconds": 0.5,
   }

@@ -1,4 +1,4 @@
-"""What a run prints: plain lines within 80 columns in a log, a moving bar on a terminal."""
+"""What a run prints: plain lines within 80 columns in a log, a live view on a terminal, tables at its end."""
 
 import contextlib
 import io
@@ -126,7 +126,7 @@ def test_a_long_run_fits_80_columns():
   assert max(map(len, stream.getvalue().splitlines())) <= 80
 
 
-def test_a_terminal_gets_a_bar(monkeypatch):
+def test_a_terminal_gets_a_live_view(monkeypatch):
   monkeypatch.setenv("TERM", "xterm")
   monkeypatch.setenv("COLUMNS", "80")
   ours, theirs = pty.openpty()
@@ -141,7 +141,8 @@ def test_a_terminal_gets_a_bar(monkeypatch):
       shown += terminal.read(4096)
   frames = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", shown.decode())]
   assert "checkpoint [4] saved" in frames
-  assert any(re.fullmatch(r"step 4/4  loss 0.5  H 16/32  1.5k tok/s ━+ 0:00:00", frame) for frame in frames)
+  assert any(re.fullmatch(r"step 4/4  ━+  0:00:0\d, 0:00:00 left", frame) for frame in frames)
+  assert any(re.fullmatch(r"loss 0.5 ▁▁▁▁  H 16/32  1.5k tok/s", frame) for frame in frames)
   assert max(map(len, frames)) <= 80
 
 
@@ -155,7 +156,7 @@ def test_the_closing_table_of_a_log(make_run):
   assert re.search(r"\| +25\.0% ±3\.0 \| 75\.0% ±3\.0 \| 85\.0% ±3\.0 \| +83%\|", text)
   assert "loss       1 first, 0.08333 last" in text
   assert "generated  1.2k tokens in 12 steps" in text
-  assert "seconds    12.0 = 6.0 rollout + 3.0 update + 1.5 eval + 1.5 other" in text
+  assert "seconds    13.5 = 6.0 rollout + 3.0 update + 1.5 eval + 3.0 other" in text
   assert "compiles   4 (0 unplanned)" in text
 
 

@@ -13,8 +13,8 @@ def record(metrics=(), evaluations=()) -> RunRecord:
 def test_tokens_and_seconds_up_to_a_step_leave_evaluation_out(make_run):
   run = read_run(make_run(steps=12))
   assert [run.generated_tokens(step) for step in (0, 1, 5, 12, 99, None)] == [0, 100, 500, 1200, 1200, 1200]
-  assert [run.training_seconds(step) for step in (0, 4, None)] == [0, 3.5, 10.5]
-  assert run.seconds_split() == {"rollout": 6.0, "update": 3.0, "eval": 1.5, "other": 1.5}
+  assert [run.training_seconds(step) for step in (0, 4, None)] == [0, 4.0, 12.0]
+  assert run.seconds_split() == {"rollout": 6.0, "update": 3.0, "eval": 1.5, "other": 3.0}
 
 
 def test_compiles_are_found_where_they_happened_also_after_a_resume():

@@ -121,7 +121,7 @@ def test_a_page_without_one_of_the_files(make_run, missing):
   workdir = make_run()
   (workdir / missing).unlink()
   page = Page(write_report(workdir).read_text())
-  assert charts(page) == {"metrics.jsonl": 2, "eval.jsonl": 5}.get(missing, 7)
+  assert charts(page) == {"metrics.jsonl": 3, "eval.jsonl": 5}.get(missing, 7)
 
 
 def cells(drawn: str) -> list[tuple[float, int]]:

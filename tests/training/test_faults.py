@@ -18,7 +18,7 @@ from opd_jax.objectives import TokenWeights, make_objective
 from opd_jax.programs import ProgramTable
 from opd_jax.rollout import Rollout
 from opd_jax.telemetry.metrics import to_floats
-from opd_jax.training import Checkpointer, open_run
+from opd_jax.training import Checkpointer, distill
 from opd_jax.training.batch import Batch
 from opd_jax.training.skips import first_broken, measure, parameter_names
 from opd_jax.training.state import Frozen, TrainState, make_optimizer
@@ -231,7 +231,7 @@ def poisoned():
 @pytest.fixture
 def shell(monkeypatch, capfd):
   """shell(*arguments) of opd_jax.train -> (exit status, stdout, stderr), on one device."""
-  monkeypatch.setattr(train, "open_run", functools.partial(open_run, devices=jax.devices()[:1]))
+  monkeypatch.setattr(train, "distill", functools.partial(distill, devices=jax.devices()[:1]))
 
   def call(*arguments):
     monkeypatch.setattr(sys, "argv", ["opd_jax.train", *map(str, arguments)])

@@ -167,7 +167,7 @@ def test_a_reference_is_read_and_remembered(config, tmp_path):
     (["teacher.ema=0.1", "teacher.int8=true"], "teacher.int8"),
     (["rollout.max_teacher_prompt=48"], "teacher_prompt_field is empty"),
     (["data.teacher_prompt_field=hintet"], "hintet"),
-    (["data.teacher_prompt_field=hinted", "rollout.max_teacher_prompt=2"], "the teacher.*the limit is 2"),
+    (["data.teacher_prompt_field=hinted", "rollout.max_teacher_prompt=2"], "the teacher.*allows 2"),
   ],
 )
 def test_what_does_not_go_together_is_refused(config, tmp_path, flags, words):

@@ -19,6 +19,7 @@ from opd_jax.training.state import Frozen, TrainState, learning_rate, make_optim
 from opd_jax.training.step import update
 
 VOCAB, B, P, S = 40, 8, 6, 5
+END = 3  # the id that ends a row
 
 
 def small_model(width, seed, vocab=VOCAB):
@@ -47,8 +48,10 @@ def pair():
 def batch():
   rng = np.random.default_rng(0)
   prompt_lengths, lengths = rng.integers(1, P + 1, B), rng.integers(1, S + 1, B)
+  tokens_bs = rng.integers(0, VOCAB, (B, P + S))
+  tokens_bs[np.arange(B), P + lengths - 1] = END  # every row ends by itself
   return Rollout(
-    tokens_bs=jnp.asarray(rng.integers(0, VOCAB, (B, P + S)), jnp.int32),
+    tokens_bs=jnp.asarray(tokens_bs, jnp.int32),
     prompt_mask_bp=jnp.asarray(np.arange(P) >= P - prompt_lengths[:, None]),
     completion_mask_bs=jnp.asarray(np.arange(S) < lengths[:, None]),
     truncated_b=jnp.asarray(lengths == S),
@@ -71,7 +74,7 @@ def step(pair, batch, *, kind="reverse_kl", micro_batches=1, remat=False, temper
     bucket=batch.completion_mask_bs.shape[1],
     objective=make_objective(from_config_dict({"objective": objective}, check=False).objective, VOCAB),
     token_weights=TokenWeights(),
-    eos_ids=(3,),
+    eos_ids=(END,),
     optimizer=KEEP,
     dtype=dtype,
     micro_batches=micro_batches,
@@ -156,7 +159,9 @@ def test_padding_and_row_order_change_nothing(pair, batch):
     behaviour_logprob_bs=jnp.pad(batch.behaviour_logprob_bs, ((0, 0), (0, 4))),
   )
   reordered = jax.tree.map(lambda x: x[::-1], batch)
-  for other in (widened, reordered):
+  real_bs = jnp.concatenate([batch.prompt_mask_bp, batch.completion_mask_bs], axis=1)
+  filled = dataclasses.replace(batch, tokens_bs=jnp.where(real_bs, batch.tokens_bs, END))  # pad = eos
+  for other in (widened, reordered, filled):
     gradient, same = step(pair, other)
     assert_close(gradient, whole, 1e-6)
     np.testing.assert_allclose(same["loss"], metrics["loss"], rtol=1e-6)

@@ -18,12 +18,12 @@ from opd_jax.telemetry.metrics import to_floats
 from opd_jax.training.batch import Batch
 from opd_jax.training.checkpoint import Progress
 from opd_jax.training.pipeline import Pipeline
-from opd_jax.training.run import Run
+from opd_jax.training.run import OpenRun
 from opd_jax.training.state import Frozen, init_state, make_optimizer
 from opd_jax.training.step import define_programs
 
 
-def make_run(job: dict, steps: int) -> Run:
+def make_run(job: dict, steps: int) -> OpenRun:
   """A run without a tokenizer: prompts are ids, and nothing ends a completion."""
   config: Config = from_config_dict(
     {
@@ -44,7 +44,7 @@ def make_run(job: dict, steps: int) -> Run:
   define_programs(table, config, pair.eos_ids, pair.vocab_size)
   ids = tuple(map(tuple, job["prompts"]))
   prompts = PromptSet(ids, ("",) * len(ids), ("",) * len(ids), 0)
-  return Run(
+  return OpenRun(
     config=config,
     workdir=Path(tempfile.mkdtemp()),
     mesh=mesh,
@@ -60,13 +60,13 @@ def make_run(job: dict, steps: int) -> Run:
   )
 
 
-def load(run: Run):
+def load(run: OpenRun):
   teacher = models.load(run.teacher_path, dtype="float32", mesh=run.mesh)
   student = models.load(run.student_path, dtype="float32", mesh=run.mesh)
   return init_state(student, make_optimizer(run.config)), Frozen(teacher)
 
 
-def write(run: Run, student, prompts: list[list[int]]):
+def write(run: OpenRun, student, prompts: list[list[int]]):
   """A rollout of the first prompts, at the full horizon."""
   rows, H = run.config.rows, run.config.horizon.max
   batch = (*pad_left(prompts[:rows], run.config.rollout.max_prompt), np.arange(rows, dtype=np.uint32))
