@@ -8,17 +8,15 @@ one pinned thread, the median of so many calls each. The share is of the whole s
 """
 
 import contextlib
-import json
 import statistics
 import time
-from pathlib import Path
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from benchmarks.step import VOCABULARY, random_models, rollout_arguments, settings
+from benchmarks.step import VOCABULARY, publish, random_models, rollout_arguments, settings
 from opd_jax.distributed import make_mesh
 from opd_jax.programs import ProgramTable
 from opd_jax.telemetry.metrics import Ratio
@@ -88,11 +86,7 @@ def main(_) -> None:
     found[H] = one = measure(H, student, teacher)
     share = (one["with"] - one["without"]) / (one["without"] + one["rollout"])
     lines.append(f"| {H} | {one['with']:.3f} | {one['without']:.3f} | {one['rollout']:.3f} | {share:.1%} |")
-  text = "\n".join(lines) + "\n"
-  print(text)
-  if FLAGS.out:
-    Path(f"{FLAGS.out}.md").write_text(text)
-    Path(f"{FLAGS.out}.json").write_text(json.dumps(found, indent=2) + "\n")
+  publish("\n".join(lines) + "\n", found)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ SETTINGS = {
 }
 PHASES = ("start", "step", "save")
 DEADLINE = 600.0  # seconds that any single wait may take
-PATIENCE = 90.0  # seconds until what is left of a run is killed as well
+PATIENCE = 30.0  # seconds until what is left of a run is killed as well
 
 
 class Run:

@@ -172,15 +172,19 @@ def tables(measured: dict[int, dict], rates: tuple[float, float]) -> str:
   return "\n".join(lines) + "\n"
 
 
+def publish(text: str, numbers: dict) -> None:
+  """Prints a table, and writes it and its numbers where --out asks for them."""
+  print(text)
+  if _OUT.value:
+    Path(f"{_OUT.value}.md").write_text(text)
+    Path(f"{_OUT.value}.json").write_text(json.dumps(numbers, indent=2) + "\n")
+
+
 def main(_) -> None:
   student, teacher = random_models(jnp.dtype(_DTYPE.value))
   rates = machine()
   measured = {int(H): measure(int(H), student, teacher, rates) for H in _HORIZONS.value}
-  text = tables(measured, rates)
-  print(text)
-  if _OUT.value:
-    Path(f"{_OUT.value}.md").write_text(text)
-    Path(f"{_OUT.value}.json").write_text(json.dumps({"rates": rates, "horizons": measured}, indent=2) + "\n")
+  publish(tables(measured, rates), {"rates": rates, "horizons": measured})
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
 """What watching a run costs: steps of the quickstart with ever more of it, side by side.
 
     taskset -c 0 env JAX_PLATFORMS=cpu XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" \\
-      python -m benchmarks.watching --out=benchmarks/results/watching_cpu
+      python -m benchmarks.watching --repeats=40 --out=benchmarks/results/watching_cpu
 
 Its pair and prompts, at the full horizon, two runs: in one the update has the diagnostics (`benchmarks.diagnostics`
 has more of them), in the other it tells its loss and what the trainer itself reads. Blocks of steps are made in turn,
 forth and back, each with one more part of the watching; CPU-seconds of the process with all its threads, on one core.
+A share is the median over the turns, each block against the one without anything of its own turn: a machine drifts.
 What an evaluation takes, and the page at the end, are no part of a step.
 """
 
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import statistics
 import tempfile
@@ -24,6 +24,7 @@ from typing import Any
 from absl import app, flags
 
 from benchmarks.diagnostics import silenced
+from benchmarks.step import publish
 from opd_jax.command_line import load_config
 from opd_jax.programs import unplanned_compiles
 from opd_jax.telemetry.alarms import Alarms
@@ -36,7 +37,7 @@ from opd_jax.training.student import start
 from opd_jax.training.teacher import load_frozen
 
 # `--repeats` and `--out` are those of benchmarks.step, which benchmarks.diagnostics brings.
-_BLOCK = flags.DEFINE_integer("block", 8, "steps of a block")
+_BLOCK = flags.DEFINE_integer("block", 2, "steps of a block")
 
 SETTINGS = ("horizon.kind=full", "horizon.buckets=97", "horizon.compile_ahead=false", "steps=100000")
 ARMS = ("nothing", "diagnostics", "rows, alarms, TensorBoard", "live view")  # each with what stands before it
@@ -114,14 +115,11 @@ def main(_) -> None:
         taken[arm].append(seconds_a_step(runs[arm == "nothing"], arm))
     for watched in runs.values():
       watched.log.close()
-  medians = {arm: statistics.median(values) for arm, values in taken.items()}
   lines = ["| watched | CPU-ms a step | above nothing |", "|---|---|---|"]
-  for arm, seconds in medians.items():
-    lines.append(f"| {arm} | {1e3 * seconds:.2f} | {seconds / medians['nothing'] - 1:.2%} |")
-  print(text := "\n".join(lines) + "\n")
-  if flags.FLAGS.out:
-    Path(f"{flags.FLAGS.out}.md").write_text(text)
-    Path(f"{flags.FLAGS.out}.json").write_text(json.dumps(taken, indent=2) + "\n")
+  for arm, seconds in taken.items():
+    above = (mine / bare - 1 for mine, bare in zip(seconds, taken["nothing"], strict=True))
+    lines.append(f"| {arm} | {1e3 * statistics.median(seconds):.1f} | {statistics.median(above):.1%} |")
+  publish("\n".join(lines) + "\n", taken)
 
 
 if __name__ == "__main__":

@@ -73,9 +73,9 @@ def _check_marks(config: Config, out: str) -> None:
   old = read_config(out)
   if not old:
     return
-  old = configs.to_dict(configs.from_config_dict(old, check=False))  # fields that came later have their defaults
-  changed = configs.differences(old, configs.to_dict(config))
-  differing = [name for name in changed if name.startswith(_OF_A_MARK) and name not in _OF_NONE]
+  differing = [
+    name for name in configs.changed_fields(old, config) if name.startswith(_OF_A_MARK) and name not in _OF_NONE
+  ]
   if differing:
     raise InputError(
       f"--out={out} holds marks of another config (it differs in {', '.join(differing)}): choose another --out, or the "

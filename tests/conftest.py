@@ -66,6 +66,32 @@ def write_model(folder: Path, vocab_size: int, width: int, seed: int, *, family:
   models.save(models.initialize(architecture, jax.random.key(seed), "float32"), folder)
 
 
+# What a clock, or what the process did before, writes into the rows of a run.
+_TIMES = ("seconds", "compiles", "unplanned_compiles", "host_memory_peak", "cpu_seconds")
+
+
+def timeless(rows: list[dict]) -> list[dict]:
+  """Rows as every run of the same config writes them."""
+  return [{name: value for name, value in row.items() if not name.startswith(_TIMES)} for row in rows]
+
+
+def timeless_rows(path: Path) -> list[dict]:
+  """Those of a jsonl file."""
+  return timeless([json.loads(line) for line in path.read_text().splitlines()])
+
+
+def saved_arrays(workdir: Path, step: int) -> dict:
+  """Every array of a checkpoint by its name, such as `student/embed_vd`."""
+  import jax
+  import numpy as np
+  import orbax.checkpoint as ocp
+
+  with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+    state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in leaves}
+
+
 @pytest.fixture(scope="session")
 def tiny_pair(tmp_path_factory) -> Path:
   """A folder with student/, teacher/ (wider, its vocabulary padded further) and prompts.jsonl."""

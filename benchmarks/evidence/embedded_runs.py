@@ -22,7 +22,9 @@ from opd_jax.telemetry.record import read_run
 
 WHOLE = 97  # tokens of a chain, end of sequence included
 STEPS = 40
+RUNGS, QUICK_RUNGS = (0.1, 0.25, 0.5, 1), (0.25, 1)
 _FIRST_STEPS, _LAST_STEPS = 3, 5  # over which the divergence by position is averaged
+_QUESTIONS = 128  # at each evaluation, of the task's 256
 _POPD = 10  # grows to the maximum in so many parts, as in configs/quickstart.py
 
 
@@ -37,6 +39,7 @@ class Setting:
     flags: what it changes in configs/quickstart.py at that length.
     seed: of models, prompts and samples.
     steps: of training.
+    rungs: shares of T that programs are compiled for.
   """
 
   variant: str
@@ -44,7 +47,8 @@ class Setting:
   method: str
   flags: tuple[str, ...]
   seed: int
-  steps: int = STEPS
+  steps: int
+  rungs: tuple[float, ...]
 
   @property
   def name(self) -> str:
@@ -52,7 +56,7 @@ class Setting:
 
   def job(self, folder: Path) -> Job:
     part = max(1, round(self.length / _POPD))
-    buckets = sorted({math.ceil(share * self.length) for share in (0.1, 0.25, 0.5, 1)})
+    buckets = sorted({math.ceil(share * self.length) for share in self.rungs})
     flags = {
       "seed": self.seed,
       "steps": self.steps,
@@ -62,6 +66,8 @@ class Setting:
       "horizon.buckets": ",".join(map(str, buckets)),
       "horizon.compile_ahead": False,  # or cpu_seconds would hold what is compiled in the background
       "eval.path": _questions(self.seed, self.length, folder),
+      "eval.prompts": _QUESTIONS,
+      "eval.batch": _QUESTIONS,
       "eval.every": 5,
       "eval.first": 15,
       "log.tensorboard": False,
@@ -86,6 +92,8 @@ def complete(settings: Sequence[Setting], order: Order, ledger: Ledger) -> None:
   """Runs what the ledger does not have, and puts it there as it ends; all in the order of `settings` at last."""
   folder = order.workdirs.absolute() / ("quick" if order.quick else "full")
   missing = {(job := setting.job(folder)).name: (setting, job) for setting in settings if setting.name not in ledger}
+  for variant, seed in dict.fromkeys((setting.variant, setting.seed) for setting, _ in missing.values()):
+    arithmetic.make(f"arithmetic:{variant}@{seed}/student")  # and the teacher, on all cores, before runs share them
 
   def done(job: Job, workdir: Path) -> None:
     setting = missing[job.name][0]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evidence import embedded_tables, figure
-from benchmarks.evidence.embedded_runs import STEPS, WHOLE, Setting, complete
+from benchmarks.evidence.embedded_runs import QUICK_RUNGS, RUNGS, STEPS, WHOLE, Setting, complete
 from benchmarks.evidence.embedded_tables import Methods, costs, gap, groups
 from benchmarks.evidence.estimates import Estimate, estimate
 from benchmarks.evidence.ledger import Ledger
@@ -42,14 +42,15 @@ tables = embedded_tables.tables
 
 def settings(quick: bool) -> dict[str, Any]:
   if quick:
-    return {"steps": 15, "lengths": {"uniform": (32,)}, "methods": ("OPD", "POPD", "TOPD 0.25")}
-  return {"steps": STEPS, "lengths": LENGTHS, "methods": tuple(METHODS)}
+    methods = ("OPD", "POPD", "TOPD 0.25")
+    return {"steps": 15, "rungs": QUICK_RUNGS, "lengths": {"uniform": (32,)}, "methods": methods}
+  return {"steps": STEPS, "rungs": RUNGS, "lengths": LENGTHS, "methods": tuple(METHODS)}
 
 
 def run(order: Order, ledger: Ledger) -> None:
   s = settings(order.quick)
   wanted = [
-    Setting(variant, length, method, METHODS[method], seed, s["steps"])
+    Setting(variant, length, method, METHODS[method], seed, s["steps"], s["rungs"])
     for seed in range(order.seeds)
     for variant, lengths in s["lengths"].items()
     for length in lengths

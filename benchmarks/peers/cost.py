@@ -28,8 +28,7 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks.peers import harness
-from benchmarks.peers.environments import interpreter
+from benchmarks.peers import environments, harness
 
 _OUT = flags.DEFINE_string("out", "benchmarks/results/peers_cost", "Table and JSON are written as OUT.*")
 _SIZES = flags.DEFINE_list("sizes", ["embedded", "wide"], "Which models, in this order.")
@@ -89,7 +88,7 @@ def make_task(size: str, seed: int) -> dict[str, Any]:
   """{student, teacher: folders, prompts: texts in the order of a run, held_out: texts}."""
   task = harness.run_worker("opd_jax", "make_task.py", {"seed": seed, "prompts": SIZES[size].rows * STEPS})
   if sizes := SIZES[size].widened:
-    folder = harness.folder() / "cost" / f"{size}-models-seed{seed}"
+    folder = environments.folder() / "cost" / f"{size}-models-seed{seed}"
     models = {role: task[role] for role in ("student", "teacher")}
     if not (folder / "teacher" / "model.safetensors").exists():  # the last file that is written
       job = {**models, "sizes": sizes, "folder": str(folder), "texts": task["held_out"][:8]}
@@ -103,7 +102,7 @@ def run(size: str, name: str, seed: int, task: dict[str, Any]) -> dict[str, Any]
 
   Returns {curve: [{step, cpu_seconds, compiling, tokens, kl}], before: KL of the student as it came, versions}.
   """
-  folder = harness.folder() / "cost" / f"{size}-{name.replace(' ', '_').replace(',', '')}-seed{seed}"
+  folder = environments.folder() / "cost" / f"{size}-{name.replace(' ', '_').replace(',', '')}-seed{seed}"
   saved = folder / "answer.json"
   if saved.exists():
     return json.loads(saved.read_text())
@@ -210,7 +209,7 @@ def table(rows: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]]) 
 
 
 def main(_: Sequence[str]) -> None:
-  interpreter("trl", harness.folder())
+  environments.interpreter("trl")
   before = harness.machine()
   runs: dict[str, dict[str, list[dict]]] = {size: {name: [] for name in (*OURS, *TRL)} for size in _SIZES.value}
   seeds = {size: _SEEDS.value or SIZES[size].seeds for size in _SIZES.value}

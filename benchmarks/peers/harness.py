@@ -23,7 +23,6 @@ from absl import flags
 
 from benchmarks.peers.environments import PINNED, interpreter
 
-_FOLDER = flags.DEFINE_string("folder", ".cache/peers", "Environments and weights; made on first use.")
 _CORE = flags.DEFINE_integer("core", None, "Core that the workers are pinned to; the last one if not given.")
 REPEATS = flags.DEFINE_integer("repeats", 5, "Processes of each measurement; medians are reported.")
 
@@ -44,10 +43,6 @@ _ENVIRONMENT = {
 _UNSET = ("JAX_COMPILATION_CACHE_DIR", "PYTHONPATH")
 
 
-def folder() -> Path:
-  return Path(_FOLDER.value).absolute()
-
-
 def run_worker(environment: str, script: str, job: dict[str, Any]) -> dict[str, Any]:
   """One process: the answer of workers/`script` to `job`. Raises RuntimeError, with what it wrote, where it fails."""
   pin = ["taskset", "-c", str(_core())] if shutil.which("taskset") else []
@@ -55,7 +50,7 @@ def run_worker(environment: str, script: str, job: dict[str, Any]) -> dict[str, 
   if environment == "opd_jax":
     variables["PYTHONPATH"] = str(_ROOT)
   done = subprocess.run(
-    [*pin, interpreter(environment, folder()), str(_WORKERS / script)],
+    [*pin, interpreter(environment), str(_WORKERS / script)],
     input=json.dumps(job),
     env=variables,
     cwd=_ROOT,
@@ -70,7 +65,7 @@ def run_worker(environment: str, script: str, job: dict[str, Any]) -> dict[str, 
 def interleaved(jobs: dict[str, tuple[str, str, dict]], repeats: int) -> dict[str, list[dict[str, Any]]]:
   """{name: answers, one a repeat} of {name: (environment, script, job)}, one process of each before the next repeat."""
   for environment in {environment for environment, _, _ in jobs.values()}:
-    interpreter(environment, folder())  # no install between two measurements
+    interpreter(environment)  # no install between two measurements
   answers: dict[str, list[dict]] = {name: [] for name in jobs}
   for repeat in range(repeats):
     for name, (environment, script, job) in jobs.items():

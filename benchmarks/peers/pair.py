@@ -5,7 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
-from benchmarks.peers import harness
+from benchmarks.peers import environments, harness
 
 ROWS = 8  # completions of a step
 
@@ -20,7 +20,7 @@ class Pair:
 
 
 def make() -> Pair:
-  folder = harness.folder() / "pair"
+  folder = environments.folder() / "pair"
   if not (folder / "prompts.json").exists():  # the last file that is written
     shutil.rmtree(folder, ignore_errors=True)
     harness.run_worker("opd_jax", "make_pair.py", {"folder": str(folder)})

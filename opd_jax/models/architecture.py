@@ -9,12 +9,11 @@ import logging
 from dataclasses import dataclass
 
 from opd_jax.errors import InputError, nearest
-from opd_jax.models.rope import Rope
+from opd_jax.models.rope import INFINITE, Rope
 
 _log = logging.getLogger(__name__)
 
 _LARGEST, _MOST_LAYERS = 2**24, 2**12  # far above any decoder: whatever is larger would be laid out before it fails
-_INFINITE = 1e300  # of a number in a file, which may be an integer of any length
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ class _Reader:
 
   def number(self, name: str, default: float) -> float:
     value = self.config.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < _INFINITE:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < INFINITE:
       raise InputError(f"{self.where}: `{name}` is {value!r}, not a number")
     return float(value)
 

@@ -33,7 +33,7 @@ _FIELDS = {
     ),
   ),
 }
-_INFINITE = 1e300  # a number in a file may be an integer of any length
+INFINITE = 1e300  # a number in a file may be an integer of any length, which no float holds
 _DEFAULT_THETA = 10_000.0  # what transformers takes where a config.json names none
 
 
@@ -90,7 +90,7 @@ class Rope:
       if name not in fields:
         raise InputError(f"{where}: rope type `{kind}` needs the field `{name}`")
     for name, value in [("rope_theta", t) for t in thetas] + list(fields.items()):
-      number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _INFINITE
+      number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < INFINITE
       if not (isinstance(value, bool) if name == "truncate" else number):
         raise InputError(
           f"{where}: rope field `{name}` is {value!r}, not a {'bool' if name == 'truncate' else 'number > 0'}"
@@ -98,7 +98,7 @@ class Rope:
     if "original_max_position_embeddings" in optional:
       # transformers lets the top-level field win over the one inside, and falls back to the context length.
       outer = config.get("original_max_position_embeddings")
-      if outer is not None and (type(outer) is not int or not 0 < outer < _INFINITE):
+      if outer is not None and (type(outer) is not int or not 0 < outer < INFINITE):
         raise InputError(f"{where}: `original_max_position_embeddings` is {outer!r}, not a positive integer")
       fields.setdefault("original_max_position_embeddings", max_position)
       fields["original_max_position_embeddings"] = outer or fields["original_max_position_embeddings"]

@@ -77,7 +77,7 @@ class Pipeline:
     bucket = present[1]
     seconds_a_compile = sum(c.seconds for c in table.compiles if c.program in _OF_A_STEP and c.bucket == bucket)
     student = table.run("decode_layout", 0, self.state.student)
-    batch = self._batch(first, run.horizon(first, self.progress.horizon_state))
+    batch = self._batch(self._choose(), first, run.horizon(first, self.progress.horizon_state))
     for _ in range(2):  # the first run of a program pays for more than itself
       started = time.perf_counter()
       jax.block_until_ready(table.run("rollout", bucket, student, *batch))
@@ -101,8 +101,9 @@ class Pipeline:
     bucket, prefix = run.config.bucket(H), run.horizon.prefix(k, self.progress.horizon_state)
 
     student = self._call("decode_layout", 0, self.state.student)
-    rollout = self._call("rollout", bucket, student, *self._batch(k, H))
-    batch = Batch(rollout, self._answers(k, H, bucket), self._teacher_prompts())
+    chosen = self._choose()
+    rollout = self._call("rollout", bucket, student, *self._batch(chosen, k, H))
+    batch = Batch(rollout, self._answers(chosen, k, H, bucket), self._teacher_prompts(chosen))
     self._finish()
     jax.block_until_ready(student)
     self._clock.lap("reshard")
@@ -113,7 +114,7 @@ class Pipeline:
       return self._take_row()
 
     row, program = {"step": k + 1, "horizon": H, "bucket": bucket}, "update"
-    if route := self._route():
+    if route := self._route(chosen):
       row["teacher"] = route
     arguments = self._frozen.of_rows(route), batch
     if prefix is not None:
@@ -176,38 +177,38 @@ class Pipeline:
     models = Architectures(pair.student, pair.teacher, pair.reference)
     return list_programs(self._run.config, models, self._run.mesh, self.progress.step, self.progress.horizon_state)
 
-  def _chosen(self) -> np.ndarray:
+  def _choose(self) -> np.ndarray:
     """Which prompts the next step takes."""
     run = self._run
     return run.stream.take(self.progress.data_position, run.config.rollout.prompts_per_step)
 
-  def _route(self) -> str:
-    """The name of the next step's teacher; "" where there is one for all rows."""
+  def _route(self, chosen: np.ndarray) -> str:
+    """The name of the teacher of a step's prompts; "" where there is one for all rows."""
     routes = self._run.prompts.routes
-    return routes[self._chosen()[0]] if routes else ""
+    return routes[chosen[0]] if routes else ""
 
-  def _batch(self, k: int, H: int) -> tuple[Any, ...]:
+  def _batch(self, chosen: np.ndarray, k: int, H: int) -> tuple[Any, ...]:
     """What the rollout of step k reads beside the weights."""
     run, config = self._run, self._run.config
-    prompts = pad_left([run.prompts.token_ids[i] for i in self._chosen()], config.rollout.max_prompt)
+    prompts = pad_left([run.prompts.token_ids[i] for i in chosen], config.rollout.max_prompt)
     prompts_bp, prompt_mask_bp, rows_r = place_rows(run.mesh, (*prompts, np.arange(config.rows, dtype=np.uint32)))
     return prompts_bp, prompt_mask_bp, np.int32(H), np.uint32(config.seed), np.uint32(k), rows_r
 
-  def _answers(self, k: int, H: int, bucket: int) -> Answers | None:
+  def _answers(self, chosen: np.ndarray, k: int, H: int, bucket: int) -> Answers | None:
     """The data set's, for the rows of step k that take them."""
     run, config = self._run, self._run.config
     if not config.objective.dataset_share:
       return None
     from_data_b = draw_rows(config.objective.dataset_share, config.seed, k, config.rows)
-    ids = [run.prompts.answer_ids[i] for i in self._chosen() for _ in range(config.rollout.samples_per_prompt)]
+    ids = [run.prompts.answer_ids[i] for i in chosen for _ in range(config.rollout.samples_per_prompt)]
     return place_rows(run.mesh, lay_out_answers(ids, from_data_b, bucket, H))
 
-  def _teacher_prompts(self) -> Prompts | None:
-    """What the teacher sees in the place of the next step's prompts, once for each of their samples."""
+  def _teacher_prompts(self, chosen: np.ndarray) -> Prompts | None:
+    """What the teacher sees in the place of a step's prompts, once for each of their samples."""
     run, config = self._run, self._run.config
     if not config.teacher_prompt:
       return None
-    ids = [run.prompts.teacher_ids[i] for i in self._chosen() for _ in range(config.rollout.samples_per_prompt)]
+    ids = [run.prompts.teacher_ids[i] for i in chosen for _ in range(config.rollout.samples_per_prompt)]
     return place_rows(run.mesh, Prompts(*pad_left(ids, config.teacher_prompt)))
 
   def _call(self, program: str, bucket: int, *arguments: Any) -> Any:

@@ -293,8 +293,7 @@ def _check_workdir(config: Config, workdir: Path) -> None:
   old = read_config(workdir)
   if not old:
     return
-  old = configs.to_dict(configs.from_config_dict(old, check=False))  # fields that came later have their defaults
-  changed = configs.differences(old, configs.to_dict(config))
+  changed = configs.changed_fields(old, config)
   refused = [name for name in changed if not name.startswith(_FREE)]
   if "steps" in changed and config.optimizer.schedule != "constant":
     refused.append("steps (the learning rate's schedule depends on it)")

@@ -56,7 +56,11 @@ def whole(run: OpenRun, student: Model) -> Model:
   if not run.config.student.lora.rank:
     return student
   placed = Model(nested(shardings(student.config, run.mesh)), student.config)
-  return jax.jit(lambda adapted: adapted.merged(jnp.float32).astype(jnp.float32), out_shardings=placed)(student)
+  return jax.jit(_merged, out_shardings=placed)(student)
+
+
+def _merged(adapted: Model) -> Model:  # one function, so that jax knows it again
+  return adapted.merged(jnp.float32).astype(jnp.float32)
 
 
 def _load(run: OpenRun) -> Model:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opd_jax import models
+from opd_jax.data import pad_right
 from opd_jax.distributed import place_rows
 from opd_jax.models import Model
 from opd_jax.objectives import Call, Reading, diverge
@@ -70,9 +71,5 @@ def _first_prompts(run: OpenRun) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
   """Those of step 1 as `score` takes them: the first token as the prompt, the others as if they had been written."""
   c = run.config.rollout
   chosen = run.stream.take(0, c.prompts_per_step)
-  width = max(2, c.max_prompt)
-  tokens_bp, mask_bp = np.zeros((len(chosen), width), np.int32), np.zeros((len(chosen), width), bool)
-  for row, i in enumerate(chosen):
-    ids = run.prompts.token_ids[i]
-    tokens_bp[row, : len(ids)], mask_bp[row, : len(ids)] = ids, True
+  tokens_bp, mask_bp = pad_right([run.prompts.token_ids[i] for i in chosen], max(2, c.max_prompt))
   return tokens_bp[:, :1], mask_bp[:, :1], tokens_bp[:, 1:], mask_bp[:, 1:]

@@ -16,9 +16,9 @@ from opd_jax.telemetry.workdir import RunLog
 from opd_jax.training import loop, open_run, train
 from opd_jax.training.audit import audit_pair
 from opd_jax.training.canary import Canary, Reader, cut
+from tests.conftest import timeless_rows
 
 FLAGS = ["horizon.kind=full", "horizon.max=8", "horizon.buckets=8", "steps=10", "checkpoint.every=5"]
-TIMES = ("seconds_", "compiles", "unplanned_compiles", "host_memory_peak", "cpu_seconds")
 
 
 def opened(config, workdir, *flags, mesh=(1, 1, 1)):
@@ -28,8 +28,7 @@ def opened(config, workdir, *flags, mesh=(1, 1, 1)):
 
 
 def rows(workdir):
-  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in lines]
+  return timeless_rows(workdir / "metrics.jsonl")
 
 
 def saved_steps(workdir):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import re
 
 import jax
@@ -20,6 +19,7 @@ from opd_jax.training import open_run, train
 from opd_jax.training.batch import Batch
 from opd_jax.training.programs import Architectures, list_programs
 from opd_jax.training.state import Frozen, init_state, make_optimizer
+from tests.conftest import timeless_rows
 
 BUCKET = 8
 ONE, CUBE = (1, 1, 1), (2, 2, 2)
@@ -163,27 +163,19 @@ def test_the_decode_loop_makes_one_layer_at_a_time_into_full_precision():
   assert compiled.memory_analysis().temp_size_in_bytes < whole / 4
 
 
-TIMES = ("seconds", "compiles", "host_memory_peak", "cpu_seconds", "unplanned_compiles")
-
-
-def rows(path):
-  lines = [json.loads(line) for line in path.read_text().splitlines()]
-  return [{name: value for name, value in line.items() if not name.startswith(TIMES)} for line in lines]
-
-
 def test_a_run_resumes_bit_for_bit_and_is_marked_in_full_precision(tiny_pair, tiny_config, tmp_path, capsys):
   marks = [f"eval.path={tiny_pair}/prompts.jsonl", "eval.prompts=8", "eval.batch=8"]
   flags = ["rollout.int8=true", *marks]
   run = opened(tiny_config, tmp_path / "whole", ONE, *flags)
   train(run)
   printed = capsys.readouterr().out
-  first, *_ = metrics = rows(tmp_path / "whole" / "metrics.jsonl")
+  first, *_ = metrics = timeless_rows(tmp_path / "whole" / "metrics.jsonl")
   assert all(row["decode_gap"] > 1e-4 for row in metrics) and f"  gap {first['decode_gap']:.2g}  " in printed
   for steps in (2, 4):
     train(opened(tiny_config, tmp_path / "parts", ONE, *flags, f"steps={steps}"))
   for name in ("metrics.jsonl", "eval.jsonl", "samples.jsonl"):
-    parts = [row for row in rows(tmp_path / "parts" / name) if name == "metrics.jsonl" or row["step"] != 2]
-    assert parts == rows(tmp_path / "whole" / name)
+    parts = [row for row in timeless_rows(tmp_path / "parts" / name) if name == "metrics.jsonl" or row["step"] != 2]
+    assert parts == timeless_rows(tmp_path / "whole" / name)
 
   programs = list_programs(run.config, Architectures(run.pair.student, run.pair.teacher), run.mesh)
   assert sorted((p.name, p.bucket) for p in programs) == sorted(

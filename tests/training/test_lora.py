@@ -1,14 +1,12 @@
 """A student with a LoRA: its factors alone move, and whoever writes, scores, saves or exports it sees their sum."""
 
 import dataclasses
-import json
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 from flax import traverse_util
 
@@ -26,6 +24,7 @@ from opd_jax.training.batch import Batch
 from opd_jax.training.programs import list_programs
 from opd_jax.training.state import Frozen, init_state, make_optimizer
 from opd_jax.training.step import define_programs
+from tests.conftest import saved_arrays, timeless_rows
 
 ONE, CUBE = (1, 1, 1), (2, 2, 2)
 B, P, S = 8, 6, 5
@@ -192,21 +191,8 @@ def run(config, pair, workdir, *flags):
   return opened
 
 
-TIMES = ("seconds", "compiles", "host_memory_peak", "cpu_seconds", "unplanned_compiles")
-
-
 def rows(workdir):
-  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return [{name: value for name, value in line.items() if not name.startswith(TIMES)} for line in lines]
-
-
-def saved_arrays(workdir, step):
-  with ocp.CheckpointManager(workdir / "checkpoints") as manager:
-    state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore()))["state"]
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x)
-    for path, x in jax.tree_util.tree_leaves_with_path(state)
-  }
+  return timeless_rows(workdir / "metrics.jsonl")
 
 
 @pytest.fixture(scope="module")

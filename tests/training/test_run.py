@@ -5,7 +5,6 @@ import shutil
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from opd_jax import models
@@ -18,26 +17,13 @@ from opd_jax.training import open_run, train
 from opd_jax.training.batch import Batch
 from opd_jax.training.checkpoint import Checkpointer
 from opd_jax.training.state import Frozen, abstract_state, make_optimizer
-
-TIMES = ("seconds_", "compiles", "unplanned_compiles", "host_memory_peak", "cpu_seconds")
+from tests.conftest import saved_arrays, timeless_rows
 
 
 def run(config_file, workdir, *flags, devices=1):
   opened = open_run(load_config(config_file, list(flags)), workdir, jax.devices()[:devices])
   train(opened)
   return opened
-
-
-def rows(path):
-  """The rows of a jsonl file without what a clock or the process's history wrote."""
-  lines = [json.loads(line) for line in path.read_text().splitlines()]
-  return [{k: v for k, v in line.items() if not k.startswith(TIMES) and k != "seconds"} for line in lines]
-
-
-def saved_arrays(workdir, step):
-  with ocp.CheckpointManager(workdir / "checkpoints") as manager:
-    state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
-  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +52,11 @@ def test_ten_steps_equal_five_and_resume_and_five_bit_for_bit(evaluated, whole, 
   config, flags = evaluated
   _, expected = whole
   run(config, tmp_path, *flags, "--config.steps=5")
-  assert len(rows(tmp_path / "metrics.jsonl")) == 5
+  assert len(timeless_rows(tmp_path / "metrics.jsonl")) == 5
   run(config, tmp_path, *flags)
-  assert rows(tmp_path / "metrics.jsonl") == rows(expected / "metrics.jsonl")
-  assert rows(tmp_path / "eval.jsonl") == rows(expected / "eval.jsonl")
-  assert rows(tmp_path / "samples.jsonl") == rows(expected / "samples.jsonl")
+  assert timeless_rows(tmp_path / "metrics.jsonl") == timeless_rows(expected / "metrics.jsonl")
+  assert timeless_rows(tmp_path / "eval.jsonl") == timeless_rows(expected / "eval.jsonl")
+  assert timeless_rows(tmp_path / "samples.jsonl") == timeless_rows(expected / "samples.jsonl")
   ours, theirs = saved_arrays(tmp_path, 10), saved_arrays(expected, 10)
   assert ours.keys() == theirs.keys()
   for name in ours:
@@ -89,7 +75,7 @@ def test_a_run_killed_after_its_checkpoint_writes_no_step_twice(evaluated, whole
   with open(tmp_path / "w" / "metrics.jsonl", "a") as file:
     file.write('{"step": 11, "lo')
   run(config, tmp_path / "w", *flags)
-  assert rows(tmp_path / "w" / "metrics.jsonl") == rows(expected / "metrics.jsonl")
+  assert timeless_rows(tmp_path / "w" / "metrics.jsonl") == timeless_rows(expected / "metrics.jsonl")
 
 
 def test_the_workdir_holds_what_the_design_says(whole):
@@ -103,7 +89,7 @@ def test_the_workdir_holds_what_the_design_says(whole):
     assert 0 < row["tokens"] <= 8 * row["horizon"]
   assert [row["horizon"] for row in metrics] == [4, 4, 4, 8, 8, 8, 12, 12, 12, 16]
   assert [row["bucket"] for row in metrics] == [8] * 6 + [16] * 4
-  evaluations = rows(workdir / "eval.jsonl")
+  evaluations = timeless_rows(workdir / "eval.jsonl")
   assert {(row["step"], row["model"], row["k"], row["temperature"]) for row in evaluations} == {
     (step, model, k, t)
     for step, model in ((0, "teacher"), (0, "student"), (5, "student"), (10, "student"))
@@ -169,7 +155,7 @@ def test_eight_devices_take_the_steps_of_one(evaluated, whole, tmp_path):
   _, expected = whole
   mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
   run(config, tmp_path, *flags, *mesh, "--config.steps=3", "--config.eval.path=", devices=8)
-  for ours, theirs in zip(rows(tmp_path / "metrics.jsonl"), rows(expected / "metrics.jsonl")):
+  for ours, theirs in zip(timeless_rows(tmp_path / "metrics.jsonl"), timeless_rows(expected / "metrics.jsonl")):
     assert ours["tokens"] == theirs["tokens"]
     np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
 
@@ -214,7 +200,7 @@ def test_a_checkpoint_continues_on_another_mesh(evaluated, whole, cube, tmp_path
   workdir, flags = tmp_path / "moved", [*flags, "--config.eval.path=", "--config.steps=6"]
   shutil.copytree(cube, workdir)
   run(config, workdir, *flags, *mesh_flags(after), devices=int(np.prod(after)))
-  ours, theirs = rows(workdir / "metrics.jsonl"), rows(expected / "metrics.jsonl")[:6]
+  ours, theirs = timeless_rows(workdir / "metrics.jsonl"), timeless_rows(expected / "metrics.jsonl")[:6]
   assert [row["tokens"] for row in ours] == [row["tokens"] for row in theirs]
   np.testing.assert_allclose(ours[5]["loss"], theirs[5]["loss"], rtol=1e-4)
 
@@ -269,8 +255,8 @@ def test_a_run_goes_on_from_before_a_damaged_checkpoint_and_ends_the_same(evalua
   (line,) = [line for line in capsys.readouterr().out.splitlines() if "damaged" in line]
   assert f"{folder / '10'} is damaged: state/" in line and "kept as 10.damaged; going on from step 5" in line
   assert sorted(path.name for path in folder.iterdir()) == ["10", "10.damaged", "5"]
-  assert rows(workdir / "metrics.jsonl") == rows(expected / "metrics.jsonl")
-  assert rows(workdir / "eval.jsonl") == rows(expected / "eval.jsonl")
+  assert timeless_rows(workdir / "metrics.jsonl") == timeless_rows(expected / "metrics.jsonl")
+  assert timeless_rows(workdir / "eval.jsonl") == timeless_rows(expected / "eval.jsonl")
   ours, theirs = saved_arrays(workdir, 10), saved_arrays(expected, 10)
   for name in theirs:
     np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
@@ -286,5 +272,5 @@ def test_a_shorter_run_than_what_is_done_changes_no_record(evaluated, whole):
 def test_updates_that_are_no_numbers_are_told_and_not_made(tiny_config, tmp_path, capsys):
   run(tiny_config, tmp_path, "--config.optimizer.learning_rate=1e38", "--config.optimizer.clip=0.0")
   assert "step 1: update skipped: the update that it would make is not finite" in capsys.readouterr().out
-  found = rows(tmp_path / "metrics.jsonl")
+  found = timeless_rows(tmp_path / "metrics.jsonl")
   assert [row["skipped"] for row in found] == [1] * 4 and np.isfinite([row["loss"] for row in found]).all()

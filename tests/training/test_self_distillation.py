@@ -5,7 +5,6 @@ import shutil
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from opd_jax.command_line import load_config
@@ -13,8 +12,7 @@ from opd_jax.errors import InputError
 from opd_jax.planning.subject import read_architectures
 from opd_jax.training import open_run, restore_student, train
 from opd_jax.training.batch import draw_rows
-
-TIMES = ("seconds", "compiles", "unplanned_compiles", "host_memory_peak", "cpu_seconds")
+from tests.conftest import saved_arrays, timeless_rows
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +66,7 @@ def run(config, workdir, *flags, mesh=(1, 1, 1)):
 
 
 def rows(workdir):
-  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in lines]
-
-
-def saved_arrays(workdir, step):
-  with ocp.CheckpointManager(workdir / "checkpoints") as manager:
-    state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
-  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
+  return timeless_rows(workdir / "metrics.jsonl")
 
 
 ALL = (
@@ -105,7 +96,7 @@ def test_resuming_changes_no_bit_of_student_teacher_or_metrics(config, whole, tm
   for name in ours:
     np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
   assert restore_student(opened)[1] == 4
-  student, teacher = ({k: v for k, v in ours.items() if k.startswith(f"['{role}']")} for role in ("student", "teacher"))
+  student, teacher = ({k: v for k, v in ours.items() if k.startswith(f"{role}/")} for role in ("student", "teacher"))
   assert len(student) == len(teacher) > 0
   assert any((a != b).any() for a, b in zip(student.values(), teacher.values()))
   assert [row["dataset_rows"] for row in resumed] == [draw_rows(0.4, 0, step, 8).sum() for step in range(4)]

@@ -17,9 +17,8 @@ from opd_jax.training import open_run, train
 from opd_jax.training.pipeline import Pipeline
 from opd_jax.training.student import start
 from opd_jax.training.teacher import load_frozen
-from tests.conftest import write_model
+from tests.conftest import timeless_rows, write_model
 
-TIMES = ("seconds", "compiles", "unplanned_compiles", "host_memory_peak", "cpu_seconds")
 NAMES = ("math", "code")
 
 
@@ -66,8 +65,7 @@ def opened(config, workdir, *flags):
 
 
 def rows(workdir, file="metrics.jsonl"):
-  lines = [json.loads(line) for line in (workdir / file).read_text().splitlines()]
-  return [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in lines]
+  return timeless_rows(workdir / file)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +112,7 @@ def test_each_row_is_scored_by_the_teacher_that_it_names(config, whole):
   losses, written = [], []
   for k in range(5):
     student = still.table.run("decode_layout", 0, steps.state.student)
-    written.append(fetch(still.table.run("rollout", 8, student, *steps._batch(k, 8))))
+    written.append(fetch(still.table.run("rollout", 8, student, *steps._batch(steps._choose(), k, 8))))
     steps.advance()
     losses.append(steps.drain()["loss"])
 
