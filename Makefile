@@ -25,8 +25,9 @@ $(VENV)/.dev: requirements-dev.txt docs/requirements.txt $(VENV)/.run
 quickstart: $(VENV)/.run
 	$(BIN)/python -m opd_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
+# In the order of their names: by their number of tests, the longest of all, quickstart, would begin last.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # TPU and GPU kernels compiled for real topologies, without the hardware. An environment of its own: 2 GB of compilers.
 test-aot:

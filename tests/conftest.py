@@ -1,8 +1,9 @@
 """Settings of every test process, and a tiny pair of models to run whole jobs with.
 
 They are set before jax starts: eight simulated devices (a single-device test uses the first), one persistent
-compilation cache for the whole suite, so that a second run compiles nothing twice, and the same HLO without LLVM's
-optimizations of one device's code, which are most of the time of many tests.
+compilation cache for the whole suite, so that a second run compiles nothing twice, and code that is compiled soon
+rather than well: of one device without LLVM's optimizations, and none of it by XLA's newer emitters of fusions, which
+take as long as all the rest.
 """
 
 import json
@@ -10,8 +11,9 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+COMPILED_SOON = "--xla_cpu_use_fusion_emitters=false"  # XLA_FLAGS, also of processes that tests start
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {COMPILED_SOON}")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

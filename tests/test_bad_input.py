@@ -19,6 +19,7 @@ from opd_jax import command_line, evaluate, export, train
 from opd_jax.command_line import load_config
 from opd_jax.config import to_dict
 from opd_jax.telemetry.workdir import write_config
+from tests.conftest import COMPILED_SOON
 
 
 @pytest.fixture
@@ -216,7 +217,7 @@ def process(module, *arguments, **environment):
     [sys.executable, "-m", f"opd_jax.{module}", *map(str, arguments)],
     capture_output=True,
     text=True,
-    env={**os.environ, "XLA_FLAGS": "", **environment},
+    env={**os.environ, "XLA_FLAGS": COMPILED_SOON, **environment},
     timeout=120,
   )
   return done.returncode, done.stdout, done.stderr, time.monotonic() - started

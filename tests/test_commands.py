@@ -13,6 +13,7 @@ import pytest
 from opd_jax import models
 from opd_jax.command_line import load_config
 from opd_jax.training import open_run, restore_student
+from tests.conftest import COMPILED_SOON
 
 # What a plain install does not have must not be needed: these imports fail in the child.
 WITHOUT = """
@@ -30,7 +31,7 @@ def command(module, *arguments):
     [sys.executable, "-c", WITHOUT, f"opd_jax.{module}", *map(str, arguments)],
     capture_output=True,
     text=True,
-    env={**os.environ, **SECRETS, "XLA_FLAGS": ""},
+    env={**os.environ, **SECRETS, "XLA_FLAGS": COMPILED_SOON},
     timeout=300,
   )
   assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import train_tokenizer
+from tests.conftest import COMPILED_SOON, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "first_run.md").read_text(), re.S)
@@ -58,7 +58,7 @@ def test_the_page_leads_to_a_student_that_transformers_loads(folder):
       for command in block.splitlines():
         words = shlex.split(command)
         assert words[:2] == ["python", "-m"]
-        environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "XLA_FLAGS": COMPILED_SOON, "PYTHONPATH": str(ROOT)}
         words[0] = sys.executable
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import COMPILED_SOON
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
@@ -63,10 +65,10 @@ def test_each_command_is_one_that_is_tested_here():
 def test_the_commands_on_ones_own_models(folder):
   for command in (c for c in ALL if "opd_jax." in c):
     words = shlex.split(command)
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "XLA_FLAGS": COMPILED_SOON, "PYTHONPATH": str(ROOT)}
     while "=" in words[0]:
       name, _, value = words.pop(0).partition("=")
-      environment[name] = value
+      environment[name] = f"{value} {COMPILED_SOON}"
     assert words[:2] == ["python", "-m"]
     if "--config=my_run.py" in words:
       words += shlex.split(SMALL)

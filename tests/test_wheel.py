@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from tests.conftest import COMPILED_SOON
+
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 
@@ -77,7 +79,7 @@ def test_it_asks_for_what_requirements_txt_asks_for(wheel):
 
 def test_it_runs_without_the_source_tree(wheel, tmp_path):
   zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-  environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "XLA_FLAGS": ""}
+  environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "XLA_FLAGS": COMPILED_SOON}
   done = subprocess.run(
     [sys.executable, "-c", PROGRAM], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
   )

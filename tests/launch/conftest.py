@@ -12,7 +12,8 @@ CLOUD = ("gcloud", "gcsfuse", "kubectl", "sudo", "xpk")  # what reaches out of t
 
 @pytest.fixture
 def environment(tmp_path) -> dict[str, str]:
-  """Without XLA_FLAGS and JAX_*; the programs of CLOUD are stubs that append their arguments to CALLS and fail."""
+  """Without XLA_FLAGS and JAX_*, but for what compiles sooner; the programs of CLOUD are stubs that append their
+  arguments to CALLS and fail."""
   stubs = tmp_path / "stubs"
   stubs.mkdir()
   for name in CLOUD:
@@ -22,7 +23,7 @@ def environment(tmp_path) -> dict[str, str]:
     "HOME": str(tmp_path),
     "TMPDIR": "/tmp",
     "CALLS": str(tmp_path / "calls"),
-    "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
+    **{name: os.environ[name] for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_DISABLE_MOST_OPTIMIZATIONS")},
   }
 
 

@@ -18,6 +18,7 @@ from opd_jax.planning.comparison import add_up
 from opd_jax.planning.cost_fit import fit_costs
 from opd_jax.planning.policies import needed_widths, schedules, spread_widths
 from opd_jax.planning.width_costs import WidthCost
+from tests.conftest import COMPILED_SOON
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = 512
@@ -190,7 +191,7 @@ def test_short_completions_make_a_wide_program_cheaper_only_in_its_rollout():
 
 
 def plan(*arguments):
-  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+  environment = {**os.environ, "XLA_FLAGS": COMPILED_SOON}
   command = [sys.executable, "-m", "opd_jax.plan", *arguments]
   return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 

@@ -16,13 +16,14 @@ from opd_jax.command_line import load_config
 from opd_jax.distributed import make_mesh
 from opd_jax.planning.subject import make_table, read_architectures
 from opd_jax.training.programs import list_programs
+from tests.conftest import COMPILED_SOON
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py"))
 
 
 def plan(*arguments):
-  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+  environment = {**os.environ, "XLA_FLAGS": COMPILED_SOON}
   command = [sys.executable, "-m", "opd_jax.plan", *arguments]
   return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 

@@ -10,10 +10,12 @@ import time
 
 import numpy as np
 
+from tests.conftest import COMPILED_SOON
+
 
 def start(config, workdir, *flags, devices=1, cluster=None):
   """A training process; `cluster` is (port, processes, index)."""
-  environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+  environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {COMPILED_SOON}"}
   if cluster:
     port, processes, index = cluster
     environment |= {
