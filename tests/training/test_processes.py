@@ -137,6 +137,47 @@ def start_cluster(processes):
   return started
 
 
+MANY_COLLECTIVES = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from opd_jax.distributed import cluster
+
+def collectives(x):
+  for k in range(12):
+    if k % 3 == 2:
+      gather = lambda _, y: jnp.tanh(jax.lax.all_gather(y, "a", axis=0, tiled=True)[: len(y)] + k)
+      yield jax.lax.fori_loop(0, 3, gather, x * (k + 1))
+    else:
+      yield jax.lax.psum(jnp.sin(x * (k + 1)) @ jnp.ones((256, 256)), "ab"[k % 2])
+
+with cluster():
+  mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
+  rows = P(("a", "b"))
+  step = jax.shard_map(lambda x: sum(collectives(x)), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+  step = jax.jit(step)
+  ones = np.ones((256, 256), np.float32)
+  x = jax.make_array_from_callback((8 * 256, 256), NamedSharding(mesh, rows), lambda _: ones)
+  for _ in range(60):
+    done = step(x)
+  jax.block_until_ready(done)
+"""
+
+
+def test_collectives_that_are_under_way_at_once_leave_each_other_a_thread():
+  """With as many threads as devices, which is what XLA has of itself, the two processes wait for ever."""
+  environment = {**os.environ, "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+  environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+  command = [sys.executable, "-c", MANY_COLLECTIVES]
+  pair = [subprocess.Popen(command, env={**environment, "JAX_PROCESS_ID": str(i)}) for i in range(2)]
+  try:
+    assert [process.wait(60) for process in pair] == [0, 0]
+  finally:
+    for process in pair:
+      process.kill()
+
+
 def test_the_loss_of_the_process_that_coordinates_is_named_too():
   first, second = start_cluster(2)
   first.kill()
