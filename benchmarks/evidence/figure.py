@@ -1,5 +1,6 @@
 """One style for all pictures of the studies: colours by position, a mean with its interval, a file."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,21 +12,24 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 COLOURS = ("#4c566a", "#2a9d8f", "#e76f51", "#e9a820", "#7b6ba8", "#5b9bd5", "#b5485d", "#8a8a5c", "#333333", "#c59bd0")
+ROW = 3  # panels side by side
 
 
 def panels(count: int, height: float = 3.8, *, share_y: bool = False) -> "tuple[Figure, Sequence[Axes]]":
-  """A row of axes without the frame's upper and right side. matplotlib is loaded here: it is slow to."""
+  """Axes without the frame's upper and right side, in rows of `ROW`. matplotlib is loaded here: it is slow to."""
   import matplotlib
 
   matplotlib.use("Agg")
   import matplotlib.pyplot as plt
 
-  figure, axes = plt.subplots(
-    1, count, figsize=(5.2 * count, height), squeeze=False, sharey=share_y, layout="constrained"
-  )
-  for ax in axes[0]:
+  rows, columns = math.ceil(count / ROW), min(count, ROW)
+  size = (5.2 * columns, height * rows)
+  figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=share_y, layout="constrained")
+  for ax in axes.flat:
     ax.spines[["top", "right"]].set_visible(False)
-  return figure, axes[0]
+  for ax in axes.flat[count:]:
+    ax.remove()
+  return figure, axes.flat[:count]
 
 
 def line(ax: "Axes", x: Sequence[float], runs: Sequence[Sequence[float]], colour: str, label: str) -> None:

@@ -21,7 +21,8 @@ ABOUT = """\
 wrong rule shows at every position; in `late` from token 64 on, so that with T = 72, 84 and 97 the last ninth, quarter
 and third of a response holds all that distinguishes the teacher. Every seed has a teacher and students of its own. POPD
 grows by a tenth of T every second step; TOPD stays at a quarter or a tenth of T. A run is a process on one core;
-CPU-seconds are without compiling. The target of a seed is 95 % of its own OPD run's last accuracy."""
+CPU-seconds are without compiling, and other work shared the cores when these were taken. The target of a seed is 95 %
+of its own OPD run's last accuracy."""
 
 LENGTHS = {"uniform": (32, 64, WHOLE), "late": (72, 84, WHOLE)}
 METHODS = {
@@ -132,7 +133,8 @@ def draw(runs: Runs, path: Path) -> None:
   picture, axes = figure.panels(len(shown) + 1, 3.4)
   for ax, ((variant, T), methods) in zip(axes, shown.items()):
     embedded_tables.draw_accuracy(ax, f"{variant}, T = {T}", methods)
-  axes[0].set_ylabel("exact match, %")
+  for ax in axes[:: figure.ROW]:
+    ax.set_ylabel("exact match, %")
   axes[0].legend(frameon=False, fontsize=8)
   longest = {variant: max(T for name, T in shown if name == variant) for variant, _ in shown}
   for colour, (variant, T) in zip(figure.COLOURS, longest.items()):
