@@ -13,23 +13,25 @@ import numpy as np
 from tests.conftest import COMPILED_SOON
 
 
+def environment(devices, cluster=None):
+  """Of a process with so many devices; `cluster` is (port, processes, index)."""
+  alone = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {COMPILED_SOON}"}
+  if not cluster:
+    return alone
+  port, processes, index = cluster
+  named = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": processes, "JAX_PROCESS_ID": index}
+  return alone | {name: str(value) for name, value in named.items()}
+
+
 def start(config, workdir, *flags, devices=1, cluster=None):
   """A training process; `cluster` is (port, processes, index)."""
-  environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {COMPILED_SOON}"}
-  if cluster:
-    port, processes, index = cluster
-    environment |= {
-      "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-      "JAX_NUM_PROCESSES": str(processes),
-      "JAX_PROCESS_ID": str(index),
-    }
   arguments = [f"--config={config}", f"--workdir={workdir}", "--config.horizon.kind=full", *flags]
   return subprocess.Popen(
     [sys.executable, "-m", "opd_jax.train", *arguments],
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
-    env=environment,
+    env=environment(devices, cluster),
   )
 
 
@@ -119,7 +121,6 @@ print("left", flush=True)
 def start_cluster(processes):
   """Processes that have joined and wait for a word on stdin, "raise" or "leave"."""
   port, pipe = free_port(), subprocess.PIPE
-  environment = {**os.environ, "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes)}
   started = [
     subprocess.Popen(
       [sys.executable, "-c", CLUSTER],
@@ -127,7 +128,7 @@ def start_cluster(processes):
       stdout=pipe,
       stderr=subprocess.STDOUT,
       text=True,
-      env={**environment, "JAX_PROCESS_ID": str(i), "XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+      env=environment(1, (port, processes, i)),
     )
     for i in range(processes)
   ]
@@ -167,10 +168,8 @@ with cluster():
 
 def test_collectives_that_are_under_way_at_once_leave_each_other_a_thread():
   """With as many threads as devices, which is what XLA has of itself, the two processes wait for ever."""
-  environment = {**os.environ, "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-  environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
-  command = [sys.executable, "-c", MANY_COLLECTIVES]
-  pair = [subprocess.Popen(command, env={**environment, "JAX_PROCESS_ID": str(i)}) for i in range(2)]
+  command, port = [sys.executable, "-c", MANY_COLLECTIVES], free_port()
+  pair = [subprocess.Popen(command, env=environment(4, (port, 2, i))) for i in range(2)]
   try:
     assert [process.wait(60) for process in pair] == [0, 0]
   finally:
