@@ -241,8 +241,9 @@ def kills(found: dict) -> str:
   differing = [difference for difference in found["differences"] if difference]
   alone = [kill["survivors_seconds"] for kill in found["at"]]
   phases = ", ".join(f"{count} {WHEN[phase]}" for phase, count in found["phases"].items())
+  runs = "one run" if found["runs"] == 1 else f"{found['runs']} runs"
   lines = [
-    f"{found['kills']} times SIGKILL over {found['runs']} runs of {found['steps']} steps with a checkpoint every "
+    f"{found['kills']} times SIGKILL over {runs} of {found['steps']} steps with a checkpoint every "
     f"{found['checkpoint_every']}, seed {found['seed']}: {phases}. {found['half_written']} of them left a checkpoint "
     "half-written."
   ]

@@ -3,15 +3,17 @@
 They are set before jax starts: eight simulated devices (a single-device test uses the first), one persistent
 compilation cache for the whole suite, so that a second run compiles nothing twice, and code that is compiled soon
 rather than well: of one device without LLVM's optimizations, and none of it by XLA's newer emitters of fusions, which
-take as long as all the rest.
+take as long as all the rest. Later jaxlibs have no others, and XLA ends a process at a flag that it does not know.
 """
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COMPILED_SOON = "--xla_cpu_use_fusion_emitters=false"  # XLA_FLAGS, also of processes that tests start
+# XLA_FLAGS, also of processes that tests start.
+COMPILED_SOON = "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {COMPILED_SOON}")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
