@@ -7,6 +7,7 @@ flag and with a traceback on a config file that raises; here both are bad input 
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import importlib.machinery
 import importlib.util
@@ -169,6 +170,8 @@ def _known(override: str, values: ml_collections.ConfigDict) -> None:
 
 def _parse(arguments: Sequence[str], positional: bool = False) -> Sequence[str]:
   """absl's flags; returns what is left."""
+  if any(argument.lstrip("-").partition("=")[0] == "flagfile" for argument in arguments):
+    raise InputError("--flagfile is not read here: write options into a config file (--config=FILE.py)")
   if any(argument.lstrip("-").partition("=")[0] in ("help", "helpfull", "h") for argument in arguments):
     print(sys.modules["__main__"].__doc__.strip())
     print(flags.FLAGS.main_module_help())
@@ -185,13 +188,31 @@ def _parse(arguments: Sequence[str], positional: bool = False) -> Sequence[str]:
 
 def _exit(body: Callable[[Sequence[str]], None]) -> None:
   try:
+    _check_text(sys.argv[1:])
     body(sys.argv[1:])
+    sys.stdout.flush()
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
   except TrainingError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)
+  except OSError as error:
+    if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC):
+      raise
+    # What is printed reaches nobody, `| head` or a full disk. Python would try once more at its end, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(f"error: cannot write to standard output: {error.strerror}; send it to a file with room", file=sys.stderr)
+    sys.exit(2)
   except KeyboardInterrupt:
     print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr)
     sys.exit(130)
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+  """Raises InputError for bytes that are no UTF-8, which Python carries in halves of characters."""
+  for argument in arguments:
+    try:
+      argument.encode()
+    except UnicodeEncodeError:
+      raise InputError(f"the argument {argument} is not UTF-8 text: spell it anew") from None

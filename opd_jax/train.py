@@ -22,7 +22,7 @@ from opd_jax.telemetry.console import print_closing_table
 from opd_jax.telemetry.page import write_report
 from opd_jax.telemetry.record import read_run
 from opd_jax.telemetry.wandb_run import check_wandb
-from opd_jax.telemetry.workdir import make_workdir, write_command
+from opd_jax.telemetry.workdir import write_command
 from opd_jax.training import distill
 
 PREEMPTED = 75  # exit status after SIGTERM: saved, run the same command again (EX_TEMPFAIL of sysexits.h)
@@ -31,11 +31,10 @@ PREEMPTED = 75  # exit status after SIGTERM: saved, run the same command again (
 def main(config: Config) -> None:
   if config.log.wandb and jax.process_index() == 0:
     check_wandb(config.log.wandb_mode)  # the embedded models may still have to be made
-  run = distill(config, command_line.workdir())
+  workdir = command_line.workdir()
+  run = distill(config, workdir, on_begin=lambda: write_command(workdir, "opd_jax.train", sys.argv[1:]))
   use_compilation_cache(run.workdir / "compilation_cache")
   writes = jax.process_index() == 0
-  if writes:
-    write_command(make_workdir(run.workdir), "opd_jax.train", sys.argv[1:])
   with _on_sigterm(run.stop), run:
     run.finish()
   if run.stopped:

@@ -184,6 +184,11 @@ def test_what_is_wrong_is_raised_and_nothing_is_written(config, whole, tiny_pair
     distill(config, tmp_path / "w").export(tmp_path / "hf")
   with pytest.raises(opd_jax.InputError, match="no such model folder"):
     opd_jax.load_pair(str(tiny_pair / "student"), str(tiny_pair / "missing"))
+  for workdir, words in (("gs://bucket/run", "is a URL"), ("", "no folder's name")):
+    with pytest.raises(opd_jax.InputError, match=words):
+      distill(config, workdir)
+  with pytest.raises(opd_jax.InputError, match="list of devices is empty"):
+    opd_jax.distill(config, tmp_path / "w", devices=[])
   assert not list(tmp_path.iterdir())
 
 

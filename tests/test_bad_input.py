@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from opd_jax import command_line, evaluate, export, train
 from opd_jax.command_line import load_config
 from opd_jax.config import to_dict
-from opd_jax.telemetry.workdir import write_config
+from opd_jax.telemetry.workdir import sole_writer, write_command, write_config
 from tests.conftest import COMPILED_SOON
 
 
@@ -121,6 +121,8 @@ def test_damaged_model_folders(shell, tiny_config, student, tmp_path, damage):
     ("--config.steps=99999999999999999999", ["steps", "1,000,000"]),
     ("--config.horizon.max=3000000000 --config.horizon.buckets=linear(1)", ["horizon.max", "1,048,576"]),
     ("--workdir=gs://bucket/run", ["gs://bucket/run", "local folder"]),
+    ("--config.objective.kind=1e300*reverse_kl", ["objective.kind", "at most 1e+09"]),
+    ("--flagfile=/dev/zero", ["--flagfile"]),
     ("--wrkdir=x", ["wrkdir"]),
     ("extra", ["extra"]),
   ],
@@ -236,6 +238,7 @@ def process(module, *arguments, **environment):
     ),
     ("export", ["--workdir=/no/run", "--out=/tmp/never"], ["/no/run"]),
     ("report", ["/no/run"], ["/no/run"]),
+    ("train", ["--config=CONFIG", "--workdir=/tmp/never\udcff"], ["is not UTF-8"]),
   ],
 )
 def test_real_processes_end_with_one_line_and_status_2(tiny_config, tmp_path, module, arguments, words):
@@ -246,3 +249,26 @@ def test_real_processes_end_with_one_line_and_status_2(tiny_config, tmp_path, mo
   status, out, err, seconds = process(module, *filled, OPD_JAX_CACHE=str(tmp_path / "cache"))
   is_one_line(status, err, *words)
   assert "Traceback" not in out + err and seconds < 60
+
+
+def test_a_platform_that_is_not_here_is_one_line(tiny_config, tmp_path):
+  status, _, err, _ = process("train", f"--config={tiny_config}", f"--workdir={tmp_path}/w", JAX_PLATFORMS="cuda")
+  assert status == 2 and err.strip().splitlines()[-1].startswith("error: jax finds no devices"), err
+  assert "Traceback" not in err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file that is always full")
+def test_output_that_reaches_nobody_is_one_line(tmp_path):
+  words = [sys.executable, "-m", "opd_jax.report", "--help"]
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+  is_one_line(done.returncode, done.stderr, "cannot write to standard output", "No space left")
+
+
+def test_a_refused_run_leaves_the_command_of_the_running_one(shell, tiny_config, tmp_path):
+  write_command(tmp_path, "opd_jax.train", ["--config.steps=3"])
+  before = (tmp_path / "command.sh").read_bytes()
+  with sole_writer(tmp_path):
+    status, _, err = shell(train, f"--config={tiny_config}", f"--workdir={tmp_path}")
+  is_one_line(status, err, "another run is writing")
+  assert (tmp_path / "command.sh").read_bytes() == before

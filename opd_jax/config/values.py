@@ -17,7 +17,7 @@ _RUNG = re.compile("[0-9]{1,9}")
 def read_section(cls, values, where: str = ""):
   """The dataclass `cls` of a ConfigDict or dict; `where`: its dotted name and a dot. InputError for what is unfit."""
   if not isinstance(values, ml_collections.ConfigDict | dict):
-    raise InputError(f"config.{where.rstrip('.')} is {shown(values)}: it must be a section of fields")
+    raise InputError(f"{f'config.{where}'.rstrip('.')} is {shown(values)}: it must be a section of fields")
   fields = {field.name: field for field in dataclasses.fields(cls)}
   hints = typing.get_type_hints(cls)
   for name in values:
@@ -48,6 +48,13 @@ def _typed(value, hint, name: str):
     return float(value)
   if type(value) is not hint:
     raise InputError(f"config.{name} is {shown(value)}: it must be {_article(hint)}, not {_article(type(value))}")
+  return _text(value, name) if hint is str else value
+
+
+def _text(value: str, name: str) -> str:
+  """A text that names a file, goes into one, or is made into tokens. InputError where none of these takes it."""
+  if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+    raise InputError(f"config.{name} is {shown(value)}: it holds a zero or half a character; give UTF-8 text")
   return value
 
 
@@ -75,7 +82,7 @@ def _texts(value, name: str) -> tuple[str, ...]:
   """A tuple of texts."""
   if not isinstance(value, list | tuple) or any(not isinstance(text, str) or not text for text in value):
     raise InputError(f"config.{name} is {shown(value)}: it must be a tuple of texts, such as ('<', 'think')")
-  return tuple(value)
+  return tuple(_text(text, name) for text in value)
 
 
 def shown(value: Any) -> str:

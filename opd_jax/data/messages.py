@@ -6,6 +6,7 @@ suffix    system: Be brief.   user: How many eggs are left? Think step by step.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 from opd_jax.config import Data
@@ -75,6 +76,8 @@ def answer_in(row: dict, field: str, place: str) -> str:
   answer = look_up(row, field, place)
   if not isinstance(answer, (str, int, float)) or isinstance(answer, bool):
     raise InputError(f"{place}: `{field}` must be text or a number, not {kind_of(answer)}")
+  if isinstance(answer, float) and not math.isfinite(answer):
+    raise InputError(f"{place}: `{field}` is {answer}, which is no answer (a missing one in a table?): drop the row")
   _check_characters(str(answer), field, place)
   return str(answer)
 

@@ -16,6 +16,7 @@ from opd_jax.data.prompts import PromptSet, read_prompts
 from opd_jax.errors import InputError
 
 _FRAMED = ("system", "suffix")
+_LARGEST_WEIGHT = 1e9
 _OPTIONS = ("prompt_field", "answer_field", "teacher_prompt_field", "teacher_field", "limit", *_FRAMED)
 
 
@@ -87,10 +88,10 @@ def _parse(text: str, usual: Part) -> Part:
     weight = float(first) if star else 1.0
   except ValueError:
     weight = math.nan
-  if not path or not 0 < weight < math.inf:
+  if not path or not 1 / _LARGEST_WEIGHT <= weight <= _LARGEST_WEIGHT:
     raise InputError(
-      f"config.data.mixture has {text!r}: write WEIGHT * PATH with a weight above 0, such as '0.7 * train.jsonl', and "
-      "options after semicolons"
+      f"config.data.mixture has {text!r}: write WEIGHT * PATH with a weight from {1 / _LARGEST_WEIGHT:g} to "
+      f"{_LARGEST_WEIGHT:g}, such as '0.7 * train.jsonl', and options after semicolons"
     )
   changes, framed = {"path": path, "weight": weight}, {}
   for name, value in read_options(options, _OPTIONS, f"config.data.mixture: {path}").items():

@@ -184,6 +184,8 @@ def _split_files(source: Path) -> dict[str, list[Path]]:
     found.setdefault(split, {}).setdefault((home, file.suffix), []).append(file)
   if not found:
     raise InputError(f"{source} has neither .jsonl nor .parquet files")
+  if "all" in found:
+    raise InputError(f"{source}: tensorflow-datasets keeps the split name `all` for all rows: rename the file")
   for split, homes in found.items():
     if len(homes) > 1:
       named = ", ".join(f"{home}/*{suffix}" for home, suffix in homes)

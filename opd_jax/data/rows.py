@@ -79,7 +79,7 @@ def look_up(row: dict, field: str, place: str) -> Any:
     InputError: no such field (those present and the nearest are named), or bytes that are not UTF-8.
   """
   value = row
-  for name in field.split("."):
+  for name in [field] if field in row else field.split("."):  # a name may have a dot in it
     if not isinstance(value, dict) or name not in value:
       present = list(_dotted_names(row))
       raise InputError(f"{place} has no field `{field}`{nearest(field, present)}; fields present: {', '.join(present)}")
@@ -123,7 +123,8 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[str, dict]]:
         except UnicodeDecodeError as error:
           raise InputError(f"{place} is not UTF-8 (byte {error.start + 1} of it); save the file as UTF-8") from error
         except (ValueError, RecursionError) as error:  # also a number of more digits than Python reads
-          raise InputError(f"{place} is not JSON: {error}; each line must be one JSON object") from error
+          ends = " (lines end with a carriage return alone: save them with newlines)" if b"\r" in line.strip() else ""
+          raise InputError(f"{place} is not JSON: {error}; each line must be one JSON object{ends}") from error
         if not text:
           continue
         if not isinstance(row, dict):
@@ -140,8 +141,8 @@ def _parquet_rows(file: Path, fields: Sequence[str]) -> Iterator[tuple[str, dict
   try:
     with pq.ParquetFile(file) as table:
       # Only the columns asked for; where one is missing, all names, for the error that names them.
-      columns = [field.split(".")[0] for field in fields]
       present = table.schema_arrow.names
+      columns = [field if field in present else field.split(".")[0] for field in fields]
       if not set(columns) <= set(present):
         columns = present
       number = 0

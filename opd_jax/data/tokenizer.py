@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from opd_jax.data.messages import PLAIN, Framing, Prompt, prompt_text, to_messages
@@ -52,7 +52,7 @@ class Tokenizer:
     """
     prompt = framing.around(prompt)
     if not self._templated(framing):
-      return self.hf(prompt_text(prompt), verbose=False)["input_ids"]
+      return self._ids(prompt_text(prompt))
     return self._templated_ids(to_messages(prompt), framing, begin_turn=True)
 
   def encode_answer(self, prompt: Prompt, answer: str, stop_ids: Sequence[int], framing: Framing = PLAIN) -> list[int]:
@@ -75,7 +75,7 @@ class Tokenizer:
       if whole[: len(begun)] == begun:  # some templates open a turn with what they leave out of a finished one
         ids = whole[len(begun) :]
     if ids is None:
-      ids = self.hf(answer, add_special_tokens=False, verbose=False)["input_ids"]
+      ids = self._ids(answer, add_special_tokens=False)
     end = next((i for i, token in enumerate(ids) if token in stop_ids), None)
     if end is not None:
       return ids[: end + 1]
@@ -101,17 +101,40 @@ class Tokenizer:
   def _templated(self, framing: Framing) -> bool:
     return bool(framing.chat and self.hf.chat_template)
 
+  def _ids(self, text: str, **options: bool) -> list[int]:
+    with self._blamed("does not take this text"):
+      ids = self.hf(text, verbose=False, **options)["input_ids"]
+    return self._known(ids)
+
+  def _known(self, ids: list[int]) -> list[int]:
+    """The ids; InputError for one that the vocabulary lacks: files can name any number for a special token."""
+    for token in ids:
+      if not 0 <= token < self.size:
+        raise InputError(
+          f"the tokenizer of {self.hf.name_or_path} makes the id {token}, and its vocabulary has {self.size}: mend its "
+          "special tokens"
+        )
+    return ids
+
+  @contextlib.contextmanager
+  def _blamed(self, what: str, part: str = "tokenizer", advice: str = "mend it") -> Iterator[None]:
+    """What a tokenizer's files make it raise becomes InputError, panics of its Rust, which are no `Exception`, too."""
+    try:
+      yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+      raise
+    except BaseException as error:
+      reason = f"{error}" or type(error).__name__
+      raise InputError(f"the {part} of {self.hf.name_or_path} {what}: {reason}; {advice}") from error
+
   def _templated_ids(self, messages: list[dict[str, str]], framing: Framing, begin_turn: bool) -> list[int]:
     switch = {"enable_thinking": framing.thinking == "on"} if framing.thinking else {}
-    try:
-      return self.hf.apply_chat_template(
+    advice = "change the messages, or do without the template"
+    with self._blamed("does not take this prompt", "chat template", advice):  # a template is somebody's program
+      ids = self.hf.apply_chat_template(
         messages, add_generation_prompt=begin_turn, tokenize=True, return_dict=False, **switch
       )
-    except Exception as error:  # a template is somebody's program
-      raise InputError(
-        f"the chat template of {self.hf.name_or_path} does not take this prompt: {f'{error}' or type(error).__name__}; "
-        "change the messages, or do without the template"
-      ) from error
+    return self._known(ids)
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of `ids`, special tokens left out, spaces untouched."""
@@ -141,7 +164,7 @@ class Tokenizer:
     ids = []
     for text in texts:
       known = self.hf.get_vocab().get(text)
-      encoded = [known] if known is not None else self.hf(text, add_special_tokens=False, verbose=False)["input_ids"]
+      encoded = [known] if known is not None else self._ids(text, add_special_tokens=False)
       if len(encoded) != 1:
         pieces = ", ".join(repr(self.hf.decode([token])) for token in encoded)
         raise InputError(f"{field} has {text!r}, which is {len(encoded)} tokens ({pieces}): give single tokens")

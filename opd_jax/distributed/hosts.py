@@ -18,11 +18,13 @@ from opd_jax.errors import InputError
 
 _HEARTBEAT_SECONDS = 30  # a lost process ends the others within a minute, with a message, instead of a hang
 
-# On CPUs a collective between processes waits in a thread of XLA's pool, of which there are as many as local devices.
-# Two that do not depend on each other, such as a sum of gradients and a gather of a loop's weights, may be under way at
-# once for one device; then another device finds no thread for its part, and all processes wait for ever:
+# On CPUs a collective between processes, and with later jaxlibs one between simulated devices, waits in a thread of
+# XLA's pool, of which there are as many as local devices. Two that do not depend on each other, such as a sum of
+# gradients and a gather of a loop's weights, may be under way at once for one device; then another device finds no
+# thread for its part, and all wait for ever:
 #     4 threads    device 0: sum │ device 0: gather │ device 1: sum │ device 2: sum    device 3 has none
-_POOL_THREADS = 128
+# The number is read when the first array is made, wherever that is: in a command, a notebook or a test.
+os.environ.setdefault("PJRT_NPROC", "128")
 
 
 @contextlib.contextmanager
@@ -50,7 +52,6 @@ def cluster() -> Iterator[None]:
 
 def _join() -> None:
   """`jax.distributed.initialize` where there is a cluster."""
-  os.environ.setdefault("PJRT_NPROC", str(_POOL_THREADS))  # read when the first array is made
   named = {name: os.environ.get(name) for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")}
   if any(named.values()):
     missing = [name for name, value in named.items() if not value]

@@ -43,8 +43,14 @@ def make_mesh(sizes: tuple[int, int, int] = (1, -1, 1), devices=None) -> Mesh:
   """
   try:
     devices = list(jax.devices() if devices is None else devices)
-  except RuntimeError as error:  # JAX_PLATFORMS names what is not here
-    raise InputError(f"jax finds no devices: {str(error).splitlines()[0]}") from error
+  except (
+    RuntimeError,
+    AssertionError,
+  ) as error:  # JAX_PLATFORMS names what is not here
+    reason = next(iter(str(error).splitlines()), "JAX_PLATFORMS names none that is here")
+    raise InputError(f"jax finds no devices: {reason}") from error
+  if not devices:
+    raise InputError("the list of devices is empty: leave it out for all there are")
   data, *rest = mesh_shape(sizes, len(devices))
   slices = len({getattr(device, "slice_index", 0) for device in devices})
   if data % slices:

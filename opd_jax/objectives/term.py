@@ -18,7 +18,6 @@ One's own is such a class and one line, from anywhere (`register`):
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -109,6 +108,7 @@ class Term(Protocol):
     ...
 
 
+_LARGEST_FACTOR = 1e9
 _KNOWN: dict[str, Callable[[configs.Objective], Term]] = {}
 
 
@@ -135,8 +135,10 @@ def make_terms(config: configs.Objective) -> tuple[tuple[float, Term], ...]:
       raise InputError(
         f"config.objective.kind is {config.kind!r}: it must be a term or a sum such as sampled + 0.1 * forward_kl"
       ) from None
-    if not 0 < scale < math.inf:
-      raise InputError(f"config.objective.kind is {config.kind!r}: a factor must be a finite number above 0")
+    if not 0 < scale <= _LARGEST_FACTOR:
+      raise InputError(
+        f"config.objective.kind is {config.kind!r}: a factor must be above 0 and at most {_LARGEST_FACTOR:g}"
+      )
     if name not in _KNOWN:
       raise InputError(f"config.objective.kind: no term {name!r}{nearest(name, _KNOWN)}; known: {', '.join(_KNOWN)}")
     terms.append((scale, _KNOWN[name](config)))

@@ -1,6 +1,8 @@
 """Completions of any prompts, outside a training run: padding, keys and a program table are made here."""
 
 import functools
+import math
+import operator
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -48,19 +50,25 @@ def generate(
     The Rollout; P is the longest prompt's length. Ids past `model.config.vocab_size` are never sampled.
 
   Raises:
-    ValueError for an empty prompt, or a horizon outside 1..bucket.
+    ValueError for an empty prompt, one that is not of whole numbers from 0 to the vocabulary's size, a horizon outside
+    1..bucket, or a temperature that is no number from 0 on.
   """
   if not 1 <= horizon <= bucket:
     raise ValueError(f"horizon is {horizon}: it must be at least 1 and at most the bucket {bucket}")
   if not prompts or not all(len(prompt) for prompt in prompts):
     raise ValueError("every prompt needs at least one token, and there must be at least one prompt")
+  vocab_size = model.config.vocab_size
+  if not all(0 <= operator.index(token) < vocab_size for prompt in prompts for token in prompt):
+    raise ValueError(f"a prompt has an id that is not from 0 to {vocab_size - 1}")
+  if not 0 <= temperature < math.inf:
+    raise ValueError(f"temperature is {temperature}: it must be a number from 0 (greedy) on")
   prompts_bp, prompt_mask_bp = pad_left(prompts, max(map(len, prompts)))
   seen, rows = Counter(), []
   for prompt in map(tuple, prompts):
     rows.append(zlib.crc32(np.asarray([*prompt, seen[prompt]], np.int64).tobytes()))
     seen[prompt] += 1
   sampling = Sampling(temperature, top_k, top_p)
-  table = _table(sampling, tuple(eos_ids), model.config.vocab_size, compactions, mesh_of(model))
+  table = _table(sampling, tuple(eos_ids), vocab_size, compactions, mesh_of(model))
   numbers = (np.int32(horizon), np.uint32(seed), np.uint32(0), np.asarray(rows, np.uint32))
   return table.run("generate", bucket, model, prompts_bp, prompt_mask_bp, *numbers)
 

@@ -18,6 +18,7 @@ from opd_jax.telemetry.rows import read_rows
 from opd_jax.telemetry.workdir import read_config
 
 Row = Mapping[str, Any]
+_DRAWN = 1e100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +66,9 @@ class RunRecord:
   samples: tuple[Row, ...]
 
   def column(self, name: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of one metric, without the steps where it is missing or null."""
-    pairs = [(row["step"], row[name]) for row in self.metrics if isinstance(row.get(name), int | float)]
+    """(steps, values) of one metric, without the steps where it is missing, null, or too large to be drawn."""
+    pairs = [(row["step"], row.get(name)) for row in self.metrics]
+    pairs = [(step, value) for step, value in pairs if isinstance(value, int | float) and abs(value) < _DRAWN]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
   def generated_tokens(self, step: int | None = None) -> int:

@@ -13,11 +13,48 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from opd_jax.errors import InputError
+
+
+def _is_number(value: Any) -> bool:
+  return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def _is_object(value: Any) -> bool:
+  return isinstance(value, dict)
+
+
+def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+  return lambda value: value is None or (isinstance(value, list) and all(map(fits, value)))
+
+
+# What the readers of a row rely on, where it has the field: (which fields, what they are in words, how to tell).
+_FIELDS = {
+  "metrics.jsonl": (
+    (re.compile(".*_by_position"), "a list of numbers", _list_of(_is_number)),
+    (re.compile("compiles_new"), "a list of objects", _list_of(_is_object)),
+  ),
+  "eval.jsonl": (
+    (re.compile("set|model"), "text", _is_text),
+    (re.compile("pass_at.*"), "an object", _is_object),
+    (re.compile(".*"), "a number", _is_number),
+  ),
+  "samples.jsonl": (
+    (re.compile("kl"), "a list of numbers", _list_of(_is_number)),
+    (re.compile("tokens"), "a list of texts", _list_of(_is_text)),
+    (re.compile("k|temperature"), "a number", _is_number),
+  ),
+}
 
 
 @contextlib.contextmanager
@@ -88,6 +125,8 @@ def drop_rows_after(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def _parse(path: Path) -> list[tuple[dict[str, Any], bytes]]:
+  if path.exists() and not path.is_file():
+    raise InputError(f"{path} is no file: move it away, or choose another --workdir")
   try:
     lines = path.read_bytes().split(b"\n")
   except FileNotFoundError:
@@ -108,5 +147,20 @@ def _parse(path: Path) -> list[tuple[dict[str, Any], bytes]]:
       raise InputError(f"{path} line {number} is not JSON; mend or delete that line") from error
     if not isinstance(row, dict) or type(row.get("step")) is not int:
       raise InputError(f"{path} line {number} is not an object with an integer `step`; mend or delete that line")
+    if unfit := _unfit(row, path.name):
+      raise InputError(f"{path} line {number}: {unfit}; mend or delete that line")
     pairs.append((row, line))
   return pairs
+
+
+def _unfit(row: Mapping[str, Any], file: str) -> str:
+  """What is wrong with a field of a row; "" where nothing is."""
+  for name, value in row.items():
+    if type(value) in (int, float) and not _is_number(value):
+      return f"`{name}` is no number that a run writes"
+    for fields, kind, fits in _FIELDS.get(file, ()):
+      if fields.fullmatch(name):
+        if not fits(value):
+          return f"`{name}` is not {kind}"
+        break
+  return ""

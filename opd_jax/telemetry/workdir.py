@@ -19,6 +19,7 @@ program, bucket, seconds, whether the executable was cached, whether it was comp
 import contextlib
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,10 +36,20 @@ from opd_jax.telemetry.wandb_run import WandbRun
 ROW_FILES = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
 
 
+def check_folder(workdir: str | os.PathLike) -> None:
+  """Raises InputError for what cannot be the folder of a run, there or not."""
+  text = os.fspath(workdir)
+  if not text or "\0" in text:
+    raise InputError(f"the workdir {text!r} is no folder's name: give one such as runs/my_run")
+  if re.match(r"\w+:/", text):  # pathlib makes one slash of two
+    raise InputError(f"the workdir {text} is a URL; give a local folder (mount a bucket with gcsfuse)")
+  if os.path.exists(text) and not os.path.isdir(text):
+    raise InputError(f"the workdir {text} is a file: choose another --workdir")
+
+
 def make_workdir(workdir: str | Path) -> Path:
   """Makes the folder (parents too) and tries a file in it. InputError where that cannot be done."""
-  if "://" in str(workdir):
-    raise InputError(f"--workdir {workdir} is a URL; give a local folder (mount a bucket with gcsfuse)")
+  check_folder(workdir)
   path = Path(workdir)
   probe = path / f".writable.{os.getpid()}"
   with writing(path):
@@ -56,6 +67,10 @@ def sole_writer(workdir: str | Path) -> Iterator[None]:
     lock.acquire(timeout=0)
   except filelock.Timeout:
     raise InputError(f"another run is writing to {workdir}: wait for it, or choose another --workdir") from None
+  except OSError as error:
+    raise InputError(
+      f"cannot lock {lock.lock_file}: {error.strerror or error}; remove it, or choose another --workdir"
+    ) from error
   try:
     yield
   finally:
@@ -72,6 +87,8 @@ def write_config(workdir: str | Path, config: Mapping[str, Any]) -> Path:
 def read_config(workdir: str | Path) -> dict[str, Any]:
   """The settings that `write_config` wrote, {} where there are none. InputError where the file is not JSON."""
   path = Path(workdir) / "config.json"
+  if path.exists() and not path.is_file():
+    raise InputError(f"{path} is no file: move it away, or choose another --workdir")
   try:
     config = json.loads(path.read_text())
   except FileNotFoundError:
@@ -80,6 +97,9 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     raise InputError(f"cannot read {path}: {error}; mend it or choose another --workdir") from error
   if not isinstance(config, dict):
     raise InputError(f"{path} is not a JSON object; mend it or choose another --workdir")
+  for name in ("horizon", "rollout", "optimizer", "objective"):
+    if not isinstance(config.get(name, {}), dict):
+      raise InputError(f"{path}: `{name}` is not an object; mend it or choose another --workdir")
   return config
 
 
@@ -173,6 +193,8 @@ class RunLog:
       return
     data = memoryview("".join(encode_row(row) for row in rows).encode())
     with writing(self.workdir / name):
+      if not (self.workdir / name).exists():
+        raise InputError(f"{self.workdir / name} was removed while the run wrote to it: what follows would be lost")
       while data:  # an unbuffered write may take less than it was given
         data = data[self._files[name].write(data) :]
 

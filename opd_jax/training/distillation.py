@@ -33,6 +33,7 @@ def distill(
   config: Config | ml_collections.ConfigDict | dict[str, Any],
   workdir: str | os.PathLike | None = None,
   *,
+  on_begin: Callable[[], object] | None = None,
   on_step: Callable[[Row], object] | None = None,
   on_evaluation: Callable[[Row], object] | None = None,
   quiet: bool = False,
@@ -44,6 +45,7 @@ def distill(
     config: what `opd_jax.defaults()` gives, changed; fields that are left out have their defaults.
     workdir: the run's folder; one that holds a run of this config goes on from its newest checkpoint. None: a folder
       that is removed when the run is closed.
+    on_begin: called once the workdir is this run's alone, in the process that writes to it; no model is read yet.
     on_step: called with each row of metrics.jsonl once it is written.
     on_evaluation: likewise of eval.jsonl.
     quiet: nothing is printed.
@@ -59,7 +61,8 @@ def distill(
         raise InputError("several processes make one run: give a workdir that all of them see")
       workdir = folder.enter_context(tempfile.TemporaryDirectory(prefix="opd_jax-"))
     opened = open_run(config, workdir, devices)
-    return Run(opened, on_step=on_step, on_evaluation=on_evaluation, quiet=quiet, folder=folder.pop_all())
+    heard = {"on_begin": on_begin, "on_step": on_step, "on_evaluation": on_evaluation, "quiet": quiet}
+    return Run(opened, **heard, folder=folder.pop_all())
 
 
 def train(opened: OpenRun) -> None:
@@ -89,6 +92,7 @@ class Run:
     self,
     opened: OpenRun,
     *,
+    on_begin: Callable[[], object] | None = None,
     on_step: Callable[[Row], object] | None = None,
     on_evaluation: Callable[[Row], object] | None = None,
     quiet: bool = False,
@@ -97,7 +101,8 @@ class Run:
     """`folder`: removes the workdir, where that is nobody else's."""
     self.config, self.workdir, self.stopped = opened.config, opened.workdir, False
     self._opened, self._folder, self._stopping = opened, folder, threading.Event()
-    self._audience = Audience(on_step or _ignore, on_evaluation or _ignore, quiet, self._stopping)
+    heard = (each or _ignore for each in (on_begin, on_step, on_evaluation))
+    self._audience = Audience(*heard, quiet, self._stopping)
     self._writers = contextlib.ExitStack()
     self._loop: Loop | None = None  # while it goes on
     self._last: tuple[Model, int] | None = None  # the student after the last step, and which that was
@@ -266,5 +271,5 @@ class Run:
     self._writers.__exit__(*(error or (None, None, None)))
 
 
-def _ignore(row: Row) -> None:
+def _ignore(*_: Row) -> None:
   """Nobody asked."""

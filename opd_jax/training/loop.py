@@ -31,7 +31,7 @@ from opd_jax.telemetry.workdir import RunLog, make_workdir, sole_writer, write_c
 from opd_jax.training.audit import PairRow, TeacherWatch, audit_pair
 from opd_jax.training.checkpoint import Checkpointer, Progress
 from opd_jax.training.pipeline import Pipeline
-from opd_jax.training.run import OpenRun
+from opd_jax.training.run import OpenRun, check_workdir
 from opd_jax.training.skips import first_broken, reason
 from opd_jax.training.state import Frozen, TrainState
 from opd_jax.training.student import start
@@ -46,12 +46,14 @@ class Audience:
   """Who hears of a run while it goes on, and may end it.
 
   Attributes:
+    on_begin: called once the workdir is this run's alone, in the process that writes to it.
     on_step: called with each row of metrics.jsonl once it is written.
     on_evaluation: likewise of eval.jsonl.
     quiet: nothing is printed.
     stopping: set to end the run before its last step.
   """
 
+  on_begin: Callable[[], object]
   on_step: Callable[[Row], object]
   on_evaluation: Callable[[Row], object]
   quiet: bool
@@ -71,6 +73,7 @@ def begin(run: OpenRun, audience: Audience, stack: contextlib.ExitStack) -> "Loo
   make_workdir(run.workdir)
   if writes:
     stack.enter_context(sole_writer(run.workdir))
+    check_workdir(config, run.workdir)  # once more: another run may have begun in it since
   stream = sys.stdout if writes and not audience.quiet else stack.enter_context(open(os.devnull, "w"))
   checkpoints = Checkpointer(run.workdir, config.checkpoint.keep, best_label(config.eval), repairs=True)
   stack.callback(checkpoints.close)
@@ -79,12 +82,13 @@ def begin(run: OpenRun, audience: Audience, stack: contextlib.ExitStack) -> "Loo
   resume = checkpoints.latest()
   log = stack.enter_context(RunLog(run.workdir, resume_step=resume, writes=writes, tensorboard=config.log.tensorboard))
   # Only the writing process knows what has been evaluated; all must agree on what comes next.
-  evaluated = any_process(any(row["step"] == resume and row["model"] == "student" for row in log.evaluations))
+  evaluated = any_process(any(row["step"] == resume and row.get("model") == "student" for row in log.evaluations))
   if resume is not None and resume >= config.steps and (evaluated or not run.evaluator):
     print(f"{run.workdir} is at step {resume} of {config.steps}: nothing left to do", file=stream)
     return None
   if writes:
     write_config(run.workdir, configs.to_dict(config))
+    audience.on_begin()
     if config.log.wandb:
       log.wandb = _begin_wandb(run, resumed=resume is not None)
   stack.callback(run.table.stop)
@@ -330,7 +334,7 @@ class Loop:
 def lacks_teacher(config: configs.Config, log: RunLog) -> bool:
   """Whether a teacher of its own still lacks one of its marks, or one of several does, the same on all processes: only
   one knows what has been evaluated."""
-  marked = {(row["model"], row_label(row)) for row in log.evaluations}
+  marked = {(row.get("model"), row_label(row)) for row in log.evaluations}
   wanted = {(marked_as(name), label) for name in config.teachers for label in list_labels(config.eval)}
   lacks = config.teacher.path != configs.STUDENT and not marked.issuperset(wanted)
   return any_process(lacks and jax.process_index() == 0)

@@ -28,7 +28,8 @@ from opd_jax.horizon import Horizon
 from opd_jax.objectives import ENTROPY, OWN_TOKENS, REFERENCE, make_terms, make_token_weights
 from opd_jax.pair import Pair, open_pair
 from opd_jax.programs import ProgramTable
-from opd_jax.telemetry.workdir import read_config
+from opd_jax.telemetry.rows import read_rows
+from opd_jax.telemetry.workdir import check_folder, read_config
 from opd_jax.training.canary import define_programs as define_canary
 from opd_jax.training.programs import Architectures
 from opd_jax.training.step import define_programs
@@ -100,10 +101,11 @@ def open_run(config: Config, workdir: str | os.PathLike, devices: Sequence[jax.D
 
   Raises InputError; nothing in the workdir has been touched then.
   """
+  check_folder(workdir)
   c, workdir = config, Path(workdir)
   mesh = make_mesh((c.mesh.data, c.mesh.fsdp, c.mesh.tensor), devices)
   check_rows(c, mesh)
-  _check_workdir(c, workdir)
+  check_workdir(c, workdir)
   check_objective(c)
   best_label(c.eval)  # is there such a mark?
   parts = list_parts(c.data)
@@ -286,10 +288,16 @@ def check_alike(teachers: Mapping[str, models.Architecture]) -> None:
       )
 
 
-def _check_workdir(config: Config, workdir: Path) -> None:
-  """Refuses the workdir of another run."""
-  if os.path.exists(workdir) and not os.path.isdir(workdir):
-    raise InputError(f"the workdir {workdir} is a file: give a folder")
+def check_workdir(config: Config, workdir: Path) -> None:
+  """Raises InputError for the workdir of another run, and for one whose checkpoints are gone."""
+  checkpoints = workdir / "checkpoints"
+  if checkpoints.exists() and not checkpoints.is_dir():
+    raise InputError(f"{checkpoints} is a file: move it away, or choose another --workdir")
+  if not checkpoints.exists() and read_rows(workdir / "metrics.jsonl"):
+    raise InputError(
+      f"{workdir} has rows of a run in metrics.jsonl and no folder {checkpoints.name} to go on from: put that back, or "
+      "choose another --workdir (a run that begins again here would drop the rows)"
+    )
   old = read_config(workdir)
   if not old:
     return

@@ -205,3 +205,16 @@ def test_words_of_a_config_argument_work_in_any_order_and_an_unknown_one_is_name
   assert load_config(f"{path}:runlocal,v5e-16").mesh.tensor == 1  # a laptop's mesh wins over the machine's
   with pytest.raises(InputError, match=r"'v5e-61'.*did you mean `v5e-16`.*known: .*h200-8, runlocal"):
     load_config(f"{path}:v5e-61")
+
+
+@pytest.mark.parametrize(
+  "line", ["c.data.system = '\\ud800'", "c.student.path = '~\\0/x'", "c.log.wandb_name = 'a\\0'"]
+)
+def test_texts_that_no_file_takes_are_refused(tmp_path, line):
+  with pytest.raises(InputError, match=r"config\.\w+\.\w+ is .*give UTF-8 text"):
+    load_config(write(tmp_path, f"{BODY}\n{line}"))
+
+
+def test_no_config_at_all_is_named():
+  with pytest.raises(InputError, match="config is None: it must be a section of fields"):
+    configs.from_config_dict(None)

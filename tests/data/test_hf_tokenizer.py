@@ -199,3 +199,31 @@ assert not {{"torch", "tensorflow"}} & set(sys.modules)
 """
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
   assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_ids_beyond_the_vocabulary_are_refused(tmp_path, write_tokenizer):
+  folder = write_tokenizer(tmp_path, [QUESTION], 290, bos=True)
+  stored = json.loads((folder / "tokenizer.json").read_text())
+  stored["post_processor"]["special_tokens"]["<|endoftext|>"]["ids"] = [99999]
+  (folder / "tokenizer.json").write_text(json.dumps(stored))
+  with pytest.raises(InputError, match=r"makes the id 99999, and its vocabulary has \d+"):
+    load_tokenizer(folder).encode_prompt(QUESTION, Framing(chat=False))
+
+
+@pytest.mark.parametrize(
+  "file, changes",
+  [
+    ("tokenizer_config.json", {"model_max_length": "abc"}),
+    # Its search gives up, which is a panic in Rust.
+    (
+      "tokenizer.json",
+      {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "((a)+)+$"}, "behavior": "Isolated", "invert": False}},
+    ),
+  ],
+)
+def test_what_a_tokenizers_files_raise_is_one_line(tmp_path, write_tokenizer, file, changes):
+  folder = write_tokenizer(tmp_path, [QUESTION], 290)
+  stored = json.loads((folder / file).read_text())
+  (folder / file).write_text(json.dumps(stored | changes))
+  with pytest.raises(InputError, match=r"the (tokenizer|chat template) of .* does not take this"):
+    load_tokenizer(folder).encode_prompt("a" * 60 + "!", Framing(chat=False))

@@ -140,9 +140,9 @@ def test_parts_say_what_differs_from_the_rest():
   [
     (" ", "write WEIGHT"),
     ("0.5 * ", "write WEIGHT"),
-    ("0 * a.jsonl", "a weight above 0"),
-    ("nan * a.jsonl", "a weight above 0"),
-    ("much * a.jsonl", "a weight above 0"),
+    ("0 * a.jsonl", "a weight from 1e-09"),
+    ("nan * a.jsonl", "a weight from 1e-09"),
+    ("much * a.jsonl", "a weight from 1e-09"),
     ("a.jsonl; promt_field=x", "did you mean `prompt_field`"),
     ("a.jsonl; limit=-1", "limit of a.jsonl is '-1'"),
     ("a.jsonl; answer_field=x", "config.data.answer_field is '': give both or neither"),

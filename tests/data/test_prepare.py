@@ -211,3 +211,9 @@ def test_the_command_says_how_many_rows_and_what_was_wrong(tmp_path):
   assert done.returncode == 0, done.stderr
   (line,) = done.stdout.splitlines()
   assert line.startswith("a 3 rows; read it with --config.data.path=") and line.endswith("_a/1.0.0")
+
+
+def test_a_split_cannot_be_called_all(tmp_path):
+  path = write(tmp_path / "all.jsonl", rows_of(3))
+  with pytest.raises(InputError, match=r"split name `all`.*rename the file"):
+    prepare(path, prompt_field="question", out=tmp_path / "out")

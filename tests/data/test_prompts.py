@@ -216,3 +216,27 @@ def test_pad_left_keeps_every_token_at_the_right_edge(token_lists, spare):
 def test_pad_left_refuses_what_does_not_fit():
   with pytest.raises(ValueError, match="3 tokens does not fit into 2"):
     pad_left([[1], [1, 2, 3]], 2)
+
+
+@pytest.mark.parametrize("answer", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_is_none_is_no_answer(small, tmp_path, answer):
+  path = tmp_path / "prompts.jsonl"
+  path.write_text(f'{{"question": "How many?", "answer": {answer}}}\n')
+  with pytest.raises(InputError, match=r"line 1: `answer` is .*drop the row"):
+    read(path, small)
+
+
+def test_a_name_may_have_a_dot_in_it(small, tmp_path):
+  rows = [{"a.b": "How many?", "a": {"b": "What?"}, "answer": "3"}]
+  jsonl = tmp_path / "prompts.jsonl"
+  jsonl.write_text(json.dumps(rows[0]))
+  pq.write_table(pa.Table.from_pylist(rows), tmp_path / "prompts.parquet")
+  for path in (jsonl, tmp_path / "prompts.parquet"):
+    assert read(path, small, prompt_field="a.b").texts == ("How many?",)
+
+
+def test_lines_that_end_with_a_carriage_return_alone_are_named(small, tmp_path):
+  path = tmp_path / "prompts.jsonl"
+  path.write_bytes(b'{"question": "a", "answer": "1"}\r{"question": "b", "answer": "2"}\r')
+  with pytest.raises(InputError, match="save them with newlines"):
+    read(path, small)

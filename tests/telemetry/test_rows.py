@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +95,30 @@ def test_a_missing_file_has_no_rows(tmp_path: Path):
 def test_a_row_without_a_step_is_a_bug():
   with pytest.raises(TypeError, match="step"):
     encode_row({"loss": 1.0})
+
+
+@pytest.mark.parametrize(
+  "file, line, words",
+  [
+    ("metrics.jsonl", '{"step": 1, "tokens": Infinity}', "`tokens` is no number"),
+    ("metrics.jsonl", '{"step": 1, "loss": 1e999}', "`loss` is no number"),
+    ("metrics.jsonl", f'{{"step": 1, "seconds_step": {"9" * 400}}}', "`seconds_step` is no number"),
+    ("metrics.jsonl", '{"step": 1, "compiles_new": 5}', "`compiles_new` is not a list of objects"),
+    ("metrics.jsonl", '{"step": 1, "loss_by_position": ["a"]}', "`loss_by_position` is not a list of numbers"),
+    ("eval.jsonl", '{"step": 1, "temperature": "x"}', "`temperature` is not a number"),
+    ("eval.jsonl", '{"step": 1, "model": ["x"]}', "`model` is not text"),
+    ("samples.jsonl", '{"step": 1, "kl": ["y"]}', "`kl` is not a list of numbers"),
+    ("samples.jsonl", '{"step": 1, "tokens": [null, "x"]}', "`tokens` is not a list of texts"),
+  ],
+)
+def test_a_value_that_no_run_writes_is_named_with_its_line(tmp_path, file, line, words):
+  path = tmp_path / file
+  path.write_text('{"step": 0}\n' + line + "\n")
+  with pytest.raises(InputError, match=f"{file} line 2: {words}"):
+    read_rows(path)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_named_and_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / "metrics.jsonl")
+  with pytest.raises(InputError, match="is no file"):
+    read_rows(tmp_path / "metrics.jsonl")

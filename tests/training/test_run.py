@@ -1,5 +1,7 @@
 """Whole runs of the tiny pair, in process: resuming, what the workdir holds, programs compiled, memory."""
 
+import dataclasses
+import functools
 import json
 import shutil
 
@@ -7,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+import opd_jax
 from opd_jax import models
 from opd_jax.command_line import load_config
 from opd_jax.distributed import place_rows
@@ -239,6 +242,40 @@ def test_a_second_run_is_kept_out_of_the_workdir(tiny_config, tmp_path):
   with sole_writer(tmp_path), pytest.raises(InputError, match="another run is writing"):
     run(tiny_config, tmp_path)
   assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_of_two_runs_that_were_opened_in_one_workdir_the_second_to_begin_is_refused(tiny_config, tmp_path):
+  open_one = functools.partial(opd_jax.distill, workdir=tmp_path, quiet=True, devices=jax.devices()[:1])
+  config = load_config(tiny_config, ["--config.steps=1"])
+  other = open_one(dataclasses.replace(config, seed=7))
+  open_one(config).finish()
+  before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+  with pytest.raises(InputError, match=r"another config.*seed"):
+    other.finish()
+  assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_rows_whose_checkpoints_are_gone_are_not_dropped(evaluated, whole, tmp_path):
+  config = load_config(*evaluated)
+  workdir = shutil.copytree(whole[1], tmp_path / "w")
+  rows = (workdir / "metrics.jsonl").read_bytes()
+  (workdir / "checkpoints").rename(tmp_path / "elsewhere")
+  with pytest.raises(InputError, match="no folder checkpoints to go on from"):
+    open_run(config, workdir, jax.devices()[:1])
+  (workdir / "checkpoints").write_text("")
+  with pytest.raises(InputError, match="checkpoints is a file"):
+    open_run(config, workdir, jax.devices()[:1])
+  assert (workdir / "metrics.jsonl").read_bytes() == rows
+
+
+def test_a_workdir_that_is_removed_meanwhile_ends_the_run(tiny_config, tmp_path):
+  def remove(row):
+    if row["step"] == 2:
+      shutil.rmtree(tmp_path / "w")
+
+  config = load_config(tiny_config, ["--config.steps=4"])
+  with pytest.raises(InputError, match="was removed while the run wrote to it"):
+    opd_jax.distill(config, tmp_path / "w", on_step=remove, quiet=True, devices=jax.devices()[:1]).finish()
 
 
 def test_a_run_goes_on_from_before_a_damaged_checkpoint_and_ends_the_same(evaluated, whole, tmp_path, capsys):
