@@ -265,6 +265,15 @@ def test_output_that_reaches_nobody_is_one_line(tmp_path):
   is_one_line(done.returncode, done.stderr, "cannot write to standard output", "No space left")
 
 
+def test_a_reader_that_goes_away_is_one_line(tiny_config, tmp_path):
+  words = [sys.executable, "-m", "opd_jax.train", f"--config={tiny_config}", f"--workdir={tmp_path}/w"]
+  reader, writer = os.pipe()
+  os.close(reader)
+  done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
+  os.close(writer)
+  is_one_line(done.returncode, done.stderr, "cannot write to standard output", "Broken pipe")
+
+
 def test_a_refused_run_leaves_the_command_of_the_running_one(shell, tiny_config, tmp_path):
   write_command(tmp_path, "opd_jax.train", ["--config.steps=3"])
   before = (tmp_path / "command.sh").read_bytes()

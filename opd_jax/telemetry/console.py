@@ -7,6 +7,8 @@ A log's lines, and all tables, fit into 80 columns.
 """
 
 import collections
+import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -231,12 +233,19 @@ def _cell(score: Score | None) -> str:
   return percent(score.accuracy) + (f" ±{100 * score.stderr:.1f}" if score.stderr is not None else "")
 
 
+class _Console(Console):
+  """One that says where its pipe broke; rich would end the process without a word."""
+
+  def on_broken_pipe(self) -> None:
+    raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def _console(stream: TextIO | None) -> Console:
   file = stream or sys.stdout
   if hasattr(file, "reconfigure"):  # a log that is no UTF-8 must not end the run over a "±"
     file.reconfigure(errors="replace")
-  console = Console(file=file, highlight=False, force_jupyter=False)
+  console = _Console(file=file, highlight=False, force_jupyter=False)
   if console.is_interactive and file.isatty():
     return console
   # A log has no width of its own, whatever COLUMNS says about the terminal that it was started from.
-  return Console(file=file, highlight=False, force_jupyter=False, force_interactive=False, width=WIDTH)
+  return _Console(file=file, highlight=False, force_jupyter=False, force_interactive=False, width=WIDTH)
