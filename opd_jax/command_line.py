@@ -205,7 +205,7 @@ def _exit(body: Callable[[Sequence[str]], None]) -> None:
     print(f"error: cannot write to standard output: {error.strerror}; send it to a file with room", file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt:
-    print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr)
+    print("interrupted: what came after the last checkpoint is lost; the same command goes on from it", file=sys.stderr)
     sys.exit(130)
 
 

@@ -9,8 +9,6 @@ mesh and the student's dtype. The rows go to eval.jsonl and samples.jsonl of --o
 likewise, or nowhere.
 """
 
-import sys
-
 from absl import flags
 
 from opd_jax import command_line
@@ -20,7 +18,7 @@ from opd_jax.errors import InputError
 from opd_jax.programs import use_compilation_cache
 from opd_jax.telemetry.console import print_closing_table, print_marks
 from opd_jax.telemetry.record import read_run
-from opd_jax.telemetry.workdir import RunLog, make_workdir, read_config, write_config
+from opd_jax.telemetry.workdir import make_workdir, more_rows, read_config, write_config
 from opd_jax.training import distill, open_model
 
 _MODEL = command_line.text("model", "", "Hugging Face folder or hub id to mark in the place of a run's student.")
@@ -60,7 +58,7 @@ def _mark_model(config: Config, path: str) -> None:
     use_compilation_cache(make_workdir(out) / "compilation_cache")
   evaluations = evaluator(model, path, 0)
   if out:
-    with RunLog(out, resume_step=sys.maxsize, tensorboard=False) as log:
+    with more_rows(out) as log:
       for evaluation in evaluations:
         evaluation.write(log)
     if not read_config(out):

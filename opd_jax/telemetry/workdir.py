@@ -30,7 +30,7 @@ import filelock
 
 from opd_jax.errors import InputError
 from opd_jax.telemetry.events import EventFile
-from opd_jax.telemetry.rows import drop_rows_after, encode_row, plain, replace_file, writing
+from opd_jax.telemetry.rows import drop_rows_after, encode_row, plain, read_rows, replace_file, writing
 from opd_jax.telemetry.wandb_run import WandbRun
 
 ROW_FILES = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
@@ -62,17 +62,26 @@ def make_workdir(workdir: str | Path) -> Path:
 @contextlib.contextmanager
 def sole_writer(workdir: str | Path) -> Iterator[None]:
   """Keeps a second run out of the folder while this one writes to it; the lock goes with the process."""
+  with _tried_lock(workdir) as alone:
+    if not alone:
+      raise InputError(f"another run is writing to {workdir}: wait for it, or choose another --workdir")
+    yield
+
+
+@contextlib.contextmanager
+def _tried_lock(workdir: str | Path) -> Iterator[bool]:
+  """Whether the folder's lock could be had; it is held then."""
   lock = filelock.FileLock(Path(workdir) / ".lock")
   try:
     lock.acquire(timeout=0)
   except filelock.Timeout:
-    raise InputError(f"another run is writing to {workdir}: wait for it, or choose another --workdir") from None
+    pass
   except OSError as error:
     raise InputError(
       f"cannot lock {lock.lock_file}: {error.strerror or error}; remove it, or choose another --workdir"
     ) from error
   try:
-    yield
+    yield lock.is_locked
   finally:
     lock.release()
 
@@ -118,6 +127,7 @@ class RunLog:
 
   `resume_step` is the step of the checkpoint that the run goes on from: rows after it are dropped, for they will be
   written again. None starts afresh and empties the files. Nothing is buffered, so a killed process loses no row.
+  `cuts`: False where somebody else writes to the files too: they are left as they are, and added to.
 
   Attributes:
     evaluations: the rows of eval.jsonl.
@@ -128,7 +138,13 @@ class RunLog:
   """
 
   def __init__(
-    self, workdir: str | Path, *, resume_step: int | None = None, writes: bool = True, tensorboard: bool = True
+    self,
+    workdir: str | Path,
+    *,
+    resume_step: int | None = None,
+    writes: bool = True,
+    tensorboard: bool = True,
+    cuts: bool = True,
   ):
     self.evaluations: list[dict[str, Any]] = []
     self._files = {}
@@ -141,7 +157,7 @@ class RunLog:
     last = -1 if resume_step is None else resume_step
     for name in ROW_FILES:
       path = self.workdir / name
-      rows = drop_rows_after(path, last)
+      rows = drop_rows_after(path, last) if cuts else read_rows(path)
       if name == "eval.jsonl":
         self.evaluations = rows
       with writing(path):
@@ -206,3 +222,13 @@ class RunLog:
     numbers = {tag: value for tag, value in numbers.items() if isinstance(value, int | float)}
     for sink in sinks:
       sink.scalars(numbers, step)
+
+
+@contextlib.contextmanager
+def more_rows(workdir: str | Path, *, writes: bool = True) -> Iterator[RunLog]:
+  """A log to add evaluations to, beside the rows that are there; also while a run, or another evaluation, goes on in
+  the folder: what is half a row then is the beginning of theirs, and stays."""
+  with contextlib.ExitStack() as stack:
+    alone = writes and stack.enter_context(_tried_lock(make_workdir(workdir)))
+    log = RunLog(workdir, resume_step=sys.maxsize, writes=writes, tensorboard=False, cuts=alone)
+    yield stack.enter_context(log)

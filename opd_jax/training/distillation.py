@@ -22,7 +22,7 @@ from opd_jax.config import Config, from_config_dict
 from opd_jax.errors import InputError
 from opd_jax.models import Model
 from opd_jax.telemetry.rows import read_rows
-from opd_jax.telemetry.workdir import RunLog
+from opd_jax.telemetry.workdir import more_rows
 from opd_jax.training.loop import Audience, Loop, Row, begin, lacks_teacher
 from opd_jax.training.run import OpenRun, open_run
 from opd_jax.training.student import restore_student, whole
@@ -176,8 +176,7 @@ class Run:
       with self._at_work() as loop:
         return loop.evaluate()
     student, step = self._find(which)
-    # Nothing is dropped: the rows of a run that still goes on elsewhere are its own.
-    with RunLog(self.workdir, resume_step=sys.maxsize, writes=writes, tensorboard=False) as log:
+    with more_rows(self.workdir, writes=writes) as log:
       evaluations = evaluator(student, "student", step)
       if lacks_teacher(self.config, log):
         for name in self._opened.teachers:

@@ -16,7 +16,15 @@ from tensorboardX.proto.event_pb2 import Event
 from opd_jax.errors import InputError
 from opd_jax.telemetry.events import EventFile
 from opd_jax.telemetry.rows import read_rows
-from opd_jax.telemetry.workdir import RunLog, make_workdir, read_config, write_command, write_config
+from opd_jax.telemetry.workdir import (
+  RunLog,
+  make_workdir,
+  more_rows,
+  read_config,
+  sole_writer,
+  write_command,
+  write_config,
+)
 
 
 def metrics_row(step: int, **more) -> dict:
@@ -175,3 +183,24 @@ def test_the_config_comes_back(tmp_path):
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(InputError, match=r"config\.json"):
     read_config(tmp_path)
+
+
+def test_marks_are_added_beside_a_run_that_goes_on_and_mend_what_a_dead_one_left(tmp_path):
+  metrics, marks = tmp_path / "metrics.jsonl", tmp_path / "eval.jsonl"
+  mark = {"step": 0, "set": "s", "model": "student", "accuracy": 0.5}
+  with sole_writer(tmp_path), RunLog(tmp_path, tensorboard=False) as run:
+    run.step({"step": 1})
+    with open(metrics, "ab", buffering=0) as writing:
+      writing.write(b'{"step": 2, "lo')
+      with more_rows(tmp_path) as log:
+        log.evaluation(mark)
+      writing.write(b'ss": 0.5}\n')
+    run.step({"step": 3})
+  assert [row["step"] for row in read_rows(metrics)] == [1, 2, 3] and read_rows(marks) == [mark]
+  with open(marks, "ab") as file:
+    file.write(b'{"step": 4, "se')  # killed there
+  with more_rows(tmp_path) as log:
+    log.evaluation(mark)
+    with pytest.raises(InputError, match="another run is writing"), sole_writer(tmp_path):
+      pass
+  assert read_rows(marks) == [mark, mark]
