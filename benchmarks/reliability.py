@@ -147,6 +147,16 @@ INVARIANTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
   ),
   (
+    "Resuming",
+    "One run at a time writes to a workdir; marks are added beside it; rows without their checkpoints are not dropped",
+    (
+      "tests/training/test_run.py::test_a_second_run_is_kept_out_of_the_workdir",
+      "tests/training/test_run.py::test_of_two_runs_that_were_opened_in_one_workdir_the_second_to_begin_is_refused",
+      "tests/telemetry/test_workdir.py::test_marks_are_added_beside_a_run_that_goes_on_and_mend_what_a_dead_one_left",
+      "tests/training/test_run.py::test_rows_whose_checkpoints_are_gone_are_not_dropped",
+    ),
+  ),
+  (
     "Numbers",
     "NaN, infinities, spikes and empty batches: the update is skipped, bit for bit, and counted",
     (

@@ -23,6 +23,11 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 
 import pytest  # noqa: E402  (jax reads its settings when it starts)
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+# No property is timed: a machine that is busy breaks none.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from opd_jax.models.tensors import find_tensors
 
 SEED, EACH = 8, 6
 
-seeded = settings(deadline=None, max_examples=100, derandomize=True)
+seeded = settings(max_examples=100, derandomize=True)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def weights_of(counts, seed):
   return [0.2 + (seed >> i) % 7 for i in range(len(counts))]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(counts, seeds, st.integers(0, 10_000), st.lists(st.integers(0, 30), min_size=1, max_size=6))
 def test_the_order_is_one_stream_however_it_is_cut(counts, seed, position, takes):
   stream, pieces, at = PromptStream(counts, weights_of(counts, seed), seed), [], position
@@ -47,7 +47,7 @@ def test_the_order_is_one_stream_however_it_is_cut(counts, seed, position, takes
   assert (whole.shape, whole.dtype) == ((sum(takes),), np.int64)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=3), seeds)
 def test_every_epoch_of_a_part_takes_its_prompts_once(counts, seed):
   taken = PromptStream(counts, weights_of(counts, seed), seed).take(0, 3 * sum(counts))
@@ -58,7 +58,7 @@ def test_every_epoch_of_a_part_takes_its_prompts_once(counts, seed):
       assert sorted(epoch) == list(range(first, first + count))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(counts, seeds, st.integers(0, 200), st.integers(1, 60))
 def test_an_iterator_of_grains_goes_on_in_the_middle_of_an_epoch(counts, seed, position, count):
   """Its state, which is the position that a checkpoint holds, is all that another process needs."""
@@ -72,7 +72,7 @@ def test_an_iterator_of_grains_goes_on_in_the_middle_of_an_epoch(counts, seed, p
   assert [next(after) for _ in range(count)] == PromptStream(counts, weights, seed).take(position, count).tolist()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.floats(0.05, 20), min_size=2, max_size=5), seeds, st.integers(0, 5000))
 def test_parts_are_taken_by_their_weights_in_every_stretch(weights, seed, position):
   taken = PromptStream([800] * len(weights), weights, seed).take(position, 1000) // 800

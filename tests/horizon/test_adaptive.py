@@ -22,7 +22,7 @@ def run(horizon, history):
   return lengths
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(0.01, 1), st.floats(0.01, 4)), min_size=1, max_size=30), st.integers(1, 4))
 def test_it_grows_after_every_window_whose_far_end_is_sound(history, every):
   horizon = reliability(RUNGS, 128, 16, every, 1.5)

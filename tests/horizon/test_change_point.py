@@ -48,7 +48,7 @@ def test_a_share_below_the_quantile_is_not_enough():
   assert follow(ten_times, [[10] * 9 + [1000]] * 11)[0] == [16] * 11
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(steps_of_needs, st.integers(1, 4), st.sampled_from([0.5, 0.75, 1.0]))
 def test_every_decision_is_the_lowest_rung_that_held_the_share_or_one_up(history, every, holds):
   horizon = change_point(RUNGS, 128, 16, every, holds)
@@ -62,7 +62,7 @@ def test_every_decision_is_the_lowest_rung_that_held_the_share_or_one_up(history
       at = held[0] if held else min(at + 1, len(RUNGS) - 1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(steps_of_needs, st.integers(1, 4), st.integers(0, 30))
 def test_a_state_that_went_through_json_goes_on_alike(history, every, stop):
   horizon = change_point(RUNGS, 128, 16, every, 0.9)

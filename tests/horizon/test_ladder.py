@@ -77,7 +77,7 @@ def cases(draw):
   return Workload(tuple(horizons), tuple(steps), tuple(turns), tuple(turns)), functions
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_the_search_finds_the_best_of_all_ladders(case):
   """All ladders of up to eight buckets, their seconds added up step by step."""
@@ -97,7 +97,7 @@ def test_the_search_finds_the_best_of_all_ladders(case):
     assert (told.ahead if ahead else told.total) == pytest.approx(seconds(found, workload, *functions))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cases(), st.sets(st.integers(1, 400), max_size=8))
 def test_rungs_that_are_no_horizon_never_help(case, rungs):
   workload, functions = case

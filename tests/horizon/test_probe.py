@@ -46,7 +46,7 @@ def test_a_probe_that_finds_no_gradient_decides_nothing():
 histories = st.lists(st.floats(-1, 1), min_size=1, max_size=25)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(histories, st.integers(1, 4), st.lists(st.integers(1, 200), min_size=2, max_size=5, unique=True))
 def test_it_moves_one_rung_at_a_probe_towards_the_lowest_that_agrees(history, every, lengths):
   rungs = tuple(sorted(lengths))
@@ -66,7 +66,7 @@ def test_it_moves_one_rung_at_a_probe_towards_the_lowest_that_agrees(history, ev
       at -= agrees
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(histories, st.integers(1, 3), st.integers(0, 60))
 def test_a_state_that_went_through_json_goes_on_alike(history, every, stop):
   horizon = probe(RUNGS, 128, 16, every, 0.9)

@@ -135,7 +135,7 @@ arguments = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(arguments)
 def test_a_printed_command_reads_back_as_itself(words):
   """Whatever the arguments hold, a shell that is given the printed line sees the same arguments."""

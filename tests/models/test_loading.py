@@ -152,7 +152,7 @@ class _Stored:
     return self._tensors[key][window]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_any_window_of_any_parameter_is_that_window_of_the_whole(data):
   fields = dict(vocab_size=11, hidden_size=6, intermediate_size=5, num_hidden_layers=3, num_attention_heads=4)

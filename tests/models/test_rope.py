@@ -26,7 +26,7 @@ ROPES = st.one_of(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(fields=ROPES, theta=st.sampled_from([1e4, 5e5, 1e6]), head_dim=st.sampled_from([8, 64, 128]))
 def test_frequencies_are_those_of_transformers(fields, theta, head_dim):
   from transformers import Qwen3Config
@@ -44,7 +44,7 @@ def test_frequencies_are_those_of_transformers(fields, theta, head_dim):
   np.testing.assert_allclose(factor, expected_factor, rtol=1e-12)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(query_at=st.integers(0, 200), key_at=st.integers(0, 200), shift=st.integers(1, 200))
 def test_scores_depend_on_the_distance_only(query_at, key_at, shift):
   rng = np.random.default_rng(0)

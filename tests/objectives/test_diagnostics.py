@@ -60,7 +60,7 @@ def test_every_number_is_a_mean_over_the_tokens_that_it_names():
   )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.integers(0, 2), max_size=10), min_size=1, max_size=4))
 def test_repetition_counts_runs_of_four_that_came_before(rows):
   tokens, mask = np.zeros((len(rows), 10), np.int32), np.zeros((len(rows), 10), bool)

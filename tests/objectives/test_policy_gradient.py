@@ -97,7 +97,7 @@ def test_extrapolation_is_that_of_g_opd():
   np.testing.assert_allclose(np.asarray(call.advantages_bs)[mask], wanted[mask], rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.floats(0, 1))
 def test_return_to_go_is_its_sum(seed, gamma):
   rng = np.random.default_rng(seed)

@@ -22,7 +22,7 @@ def responses(draw):
   return rows, tokens, mask
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(responses())
 def test_first_occurrences_and_listed_ids_are_left_out(batch):
   rows, tokens, mask = batch
@@ -44,7 +44,7 @@ def test_a_slope_weights_one_end_and_leaves_the_mean():
   np.testing.assert_allclose(weights.sum(), 1.0, rtol=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(responses(), st.sampled_from([0.2, 0.34, 0.5, 1.0]), st.integers(0, 1000))
 def test_the_tokens_of_largest_score_are_chosen_and_weigh_one_together(batch, share, seed):
   rows, tokens, mask = batch

@@ -138,7 +138,7 @@ def test_every_horizon_runs_in_one_program_and_is_a_prefix_of_the_longest(model)
   assert [(c.program, c.bucket) for c in table.compiles] == [("generate", 16)]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.sets(st.integers(0, 39), min_size=1, max_size=12), st.integers(0, 3))
 def test_a_row_ends_with_the_first_end_of_sequence_inclusive(model, ends, seed):
   """pad = eos included: id 0 fills the buffer, and is among the ends in some examples."""
@@ -233,7 +233,7 @@ def test_rows_that_leave_when_they_are_done_change_no_token(model, shape, rows):
   np.testing.assert_allclose(compacted.behaviour_logprob_bs, expected.behaviour_logprob_bs, atol=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(1, 12))
 def test_rows_return_where_they_were_taken_from(done, count):
   done_r, count = np.array(done), min(count, len(done))

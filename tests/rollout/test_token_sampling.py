@@ -27,7 +27,7 @@ def draws(logits, sampling, vocab_size, count, seed=0):
   return np.asarray(tokens), np.asarray(logprobs), np.asarray(entropies)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
   st.lists(st.integers(-60, 60), min_size=12, max_size=12, unique=True),
   st.sampled_from([0.5, 1.0, 2.0]),

@@ -13,7 +13,7 @@ from opd_jax.telemetry.metrics import Ratio, Total, merge, to_floats
 
 
 @given(data=st.data(), rows=st.integers(1, 12))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_split_merges_to_the_whole(data, rows):
   # Small integers: their float32 sums are exact in any order, so the comparison is too.
   values = np.array(data.draw(st.lists(st.integers(-99, 99), min_size=rows, max_size=rows)), np.float32)
