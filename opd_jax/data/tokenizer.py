@@ -108,12 +108,12 @@ class Tokenizer:
 
   def _known(self, ids: list[int]) -> list[int]:
     """The ids; InputError for one that the vocabulary lacks: files can name any number for a special token."""
-    for token in ids:
-      if not 0 <= token < self.size:
-        raise InputError(
-          f"the tokenizer of {self.hf.name_or_path} makes the id {token}, and its vocabulary has {self.size}: mend its "
-          "special tokens"
-        )
+    largest = max(ids, default=0)
+    if largest >= self.size:
+      raise InputError(
+        f"the tokenizer of {self.hf.name_or_path} makes the id {largest}, and its vocabulary has {self.size}: mend its "
+        "special tokens"
+      )
     return ids
 
   @contextlib.contextmanager

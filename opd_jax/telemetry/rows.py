@@ -83,6 +83,12 @@ def replace_file(path: Path, content: str | bytes) -> None:
       temporary.unlink(missing_ok=True)
 
 
+def check_file(path: Path) -> None:
+  """Raises InputError for what is there and is no file: from a pipe one would read for ever."""
+  if path.exists() and not path.is_file():
+    raise InputError(f"{path} is no file: move it away, or choose another --workdir")
+
+
 def plain(value: Any) -> Any:
   """`value` as JSON types: array scalars become numbers, arrays lists, and a number that is not finite null."""
   if hasattr(value, "tolist"):  # numpy and jax, scalars and arrays: exact, float32 included
@@ -125,8 +131,7 @@ def drop_rows_after(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def _parse(path: Path) -> list[tuple[dict[str, Any], bytes]]:
-  if path.exists() and not path.is_file():
-    raise InputError(f"{path} is no file: move it away, or choose another --workdir")
+  check_file(path)
   try:
     lines = path.read_bytes().split(b"\n")
   except FileNotFoundError:

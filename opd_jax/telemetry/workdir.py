@@ -30,7 +30,7 @@ import filelock
 
 from opd_jax.errors import InputError
 from opd_jax.telemetry.events import EventFile
-from opd_jax.telemetry.rows import drop_rows_after, encode_row, plain, read_rows, replace_file, writing
+from opd_jax.telemetry.rows import check_file, drop_rows_after, encode_row, plain, read_rows, replace_file, writing
 from opd_jax.telemetry.wandb_run import WandbRun
 
 ROW_FILES = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
@@ -96,8 +96,7 @@ def write_config(workdir: str | Path, config: Mapping[str, Any]) -> Path:
 def read_config(workdir: str | Path) -> dict[str, Any]:
   """The settings that `write_config` wrote, {} where there are none. InputError where the file is not JSON."""
   path = Path(workdir) / "config.json"
-  if path.exists() and not path.is_file():
-    raise InputError(f"{path} is no file: move it away, or choose another --workdir")
+  check_file(path)
   try:
     config = json.loads(path.read_text())
   except FileNotFoundError:
